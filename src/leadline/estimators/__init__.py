@@ -1,0 +1,11 @@
+"""Bounds on the elicitation distance, one a file: pure functions of draws, numpy in, bits out.
+
+They do not know models, behaviours, files or torch, and they do not choose what to evaluate: the draws they are given
+are fresh ones, never those that a cell was chosen on.
+"""
+
+from leadline.estimators.cond import cond
+from leadline.estimators.kl import kl, kl_limit_bits
+from leadline.estimators.monte_carlo import monte_carlo
+
+__all__ = ["cond", "kl", "kl_limit_bits", "monte_carlo"]

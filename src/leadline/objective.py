@@ -1,0 +1,68 @@
+"""What is asked of a batch of edited rows: the cost of their targets in bits, and their margins.
+
+The only place where contexts, the engine and scores meet. Knows nothing of priors, solvers or bounds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from leadline.edits import EmbeddingEdit
+from leadline.engine import Context, Engine
+from leadline.probe import Compute
+
+# Rows that are run at once without gradients: enough to fill the processor, small enough for a laptop.
+CHUNK_ROWS = 48
+# A bfloat16 logit near 20 is exact to about 0.1: margins nearer to zero than this are computed again in float32.
+TIE_LOGITS = 0.25
+
+
+class Objective:
+    """Costs and margins of the targets, through one engine.
+
+    engine: the forward path;  exact: makes the same engine in float32, for near ties of a low-precision model
+    """
+
+    def __init__(self, engine: Engine, exact: Callable[[], Engine] | None = None) -> None:
+        self.engine = engine
+        self._make_exact = exact
+        self._exact: Engine | None = None
+        self.ties = 0
+
+    def bits(self, contexts: Sequence[Context], edit: EmbeddingEdit) -> Tensor:
+        """(rows,) cost of each row's target in bits, end of reply included; differentiable."""
+        return self.engine.target_logits(contexts, edit).nats() / math.log(2)
+
+    @torch.no_grad()
+    def evaluate(self, contexts: Sequence[Context], edit: EmbeddingEdit) -> tuple[Tensor, Tensor]:
+        """(rows,) bits and (rows,) margins, without gradients, in chunks; near ties are scored again in float32."""
+        bits, margins = [], []
+        for start in range(0, len(contexts), CHUNK_ROWS):
+            stop = min(start + CHUNK_ROWS, len(contexts))
+            logits = self.engine.target_logits(contexts[start:stop], edit.rows(start, stop))
+            bits.append(logits.nats() / math.log(2))
+            margins.append(self._settled(contexts[start:stop], edit.rows(start, stop), logits.margins()))
+        return torch.cat(bits), torch.cat(margins)
+
+    def _settled(self, contexts: Sequence[Context], edit: EmbeddingEdit, margins: Tensor) -> Tensor:
+        close = (margins.abs() < TIE_LOGITS).nonzero()[:, 0].tolist()
+        if not close or self._make_exact is None:
+            return margins
+        self._exact = self._exact or self._make_exact()
+        chosen = EmbeddingEdit(edit.values[close], tuple(edit.lengths[row] for row in close))
+        margins[close] = self._exact.target_logits([contexts[row] for row in close], chosen).margins()
+        self.ties += len(close)
+        return margins
+
+
+def objective_for(engine: Engine) -> Objective:
+    """The objective of an engine; a low-precision model gets its float32 twin, loaded when the first tie needs it."""
+    model = engine.model
+    if model.compute.dtype == "float32":
+        return Objective(engine)
+    exact = Compute("float32", model.compute.attention, model.compute.threads, "near ties are scored again in float32")
+    return Objective(engine, lambda: Engine(model.with_compute(exact), engine.shared))

@@ -1,0 +1,205 @@
+"""From a spec to batches: what is run, in which order, with how many rows and steps, and what it will cost.
+
+Pure: the same spec gives the same plan, and nothing here looks at what is already done. Batches whose rows depend on
+earlier results (bisection) get their rows from `rounds`, a pure function of those results.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from leadline.scoring import needed
+from leadline.spec import RunSpec, Scale
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long solvers run at one scale.
+
+    gradient_steps: optimiser steps of the size curve
+    first_steps:    of the first beta, from scratch
+    round_steps:    of every later beta, warm-started from its neighbour
+    rounds:         rounds of the rate-distortion curve after the first beta, at most
+    contexts:       contexts a row sees in a step, each with its own draw of q
+    curve_draws:    draws of q for each validation item of a curve point
+    choice_draws:   draws of q with which cells near the threshold are compared on validation items
+    sequences:      sequences in one forward and backward pass at most
+    """
+
+    gradient_steps: int
+    first_steps: int
+    round_steps: int
+    rounds: int
+    contexts: int
+    curve_draws: int
+    choice_draws: int
+    sequences: int
+
+
+BUDGETS: dict[Scale, Budget] = {
+    "ci": Budget(120, 150, 40, 6, 8, 2, 16, 512),
+    "default": Budget(100, 150, 60, 8, 16, 2, 32, 64),
+    "full": Budget(400, 600, 240, 12, 32, 4, 64, 64),
+}
+FIRST_BETA = 0.01  # bits of loss a bit of KL: low enough that the behaviour is found before it is cheapened
+WIDEN = 2.0  # factor between betas while the threshold is not bracketed
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one row of a training batch is asked for.
+
+    task: "" for the behaviour, else the control's name
+    beta: None for the gradient solver;  first_beta: where beta starts, to rise to `beta` during the batch
+    parent: label of the cell that it goes on from, "" for none
+    """
+
+    task: str
+    family: str
+    size: int
+    seed: int
+    beta: float | None
+    first_beta: float | None = None
+    parent: str = ""
+
+    @property
+    def label(self) -> str:
+        """Says all that tells cells of one run apart."""
+        beta = "gradient" if self.beta is None else f"beta {self.beta:.6g}"
+        return f"{self.task or 'behaviour'} {self.family} {self.size} seed {self.seed} {beta}"
+
+    @property
+    def curve(self) -> tuple[str, str, int]:
+        """The rate-distortion curve it belongs to: task, family, size."""
+        return self.task, self.family, self.size
+
+
+def gradient_cells(spec: RunSpec, tasks: Sequence[str]) -> list[Cell]:
+    """The size curve: every size and seed of the behaviour, and the smallest size of each control."""
+    return [
+        Cell(task, family, size, seed, None)
+        for family in spec.family
+        for task in tasks
+        for size in (spec.sizes[:1] if task else spec.sizes)
+        for seed in range(spec.seeds)
+    ]
+
+
+def first_cells(spec: RunSpec, tasks: Sequence[str]) -> list[Cell]:
+    """The first beta of every rate-distortion curve, from scratch."""
+    return [_fresh(cell, FIRST_BETA) for cell in gradient_cells(spec, tasks)]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What bisection looks at: a finished cell, its validation score and its KL in bits."""
+
+    cell: Cell
+    score: float
+    kl_bits: float
+
+
+def best_restarts(seen: Sequence[Seen]) -> list[Seen]:
+    """One point a beta: the restart with the highest score, then the smallest KL."""
+    best: dict[float, Seen] = {}
+    for point in seen:
+        beta = point.cell.beta or 0.0
+        if beta not in best or (-point.score, point.kl_bits) < (-best[beta].score, best[beta].kl_bits):
+            best[beta] = point
+    return list(best.values())
+
+
+def bracket(seen: Sequence[Seen], threshold: float) -> tuple[Seen | None, Seen | None]:
+    """Of one curve: the neighbours in beta between which the score falls below the threshold, seen from large beta.
+
+    The second is None where no beta is that large, the first where none is that small.
+    """
+    order = sorted(seen, key=lambda point: point.cell.beta or 0.0)
+    reached = [index for index, point in enumerate(order) if point.score >= threshold]
+    if not reached:
+        return None, order[0]
+    last = reached[-1]
+    return order[last], order[last + 1] if last + 1 < len(order) else None
+
+
+def bracketed(seen: Sequence[Seen], threshold: float, tolerance: float = 0.05) -> bool:
+    """The threshold lies between two cells whose KL differ by at most 5%."""
+    low, high = bracket(seen, threshold)
+    return low is not None and high is not None and abs(low.kl_bits - high.kl_bits) <= tolerance * low.kl_bits
+
+
+def next_cells(seen: Sequence[Seen], threshold: float) -> list[Cell]:
+    """One round of one curve. Larger betas, each warm-started from the one before, until the score falls below the
+    threshold (smaller ones where it was never reached); then two betas that cut the bracket in three, warm-started from
+    the cell below it. Nothing once the threshold is bracketed."""
+    if bracketed(seen, threshold):
+        return []
+    low, high = bracket(seen, threshold)
+    if low is None:
+        return [_fresh(high.cell, (high.cell.beta or FIRST_BETA) / 8)] if high is not None else []
+    beta = low.cell.beta or FIRST_BETA
+    if high is None:
+        return [_warm(low, beta * WIDEN)]
+    ratio = (high.cell.beta or beta) / beta
+    if ratio < 1.01:
+        return []  # nearer betas would only show the noise of the optimiser
+    return [_warm(low, beta * ratio ** (1 / 3)), _warm(low, beta * ratio ** (2 / 3))]
+
+
+def loss_cells(seen: Sequence[Seen], rounds: int) -> list[Cell]:
+    """One round of a curve without a threshold: the next larger beta, so many times."""
+    last = max(seen, key=lambda point: point.cell.beta or 0.0)
+    return [_warm(last, (last.cell.beta or FIRST_BETA) * 4 * WIDEN)] if len(seen) < min(4, rounds) else []
+
+
+def _fresh(cell: Cell, beta: float) -> Cell:
+    return Cell(cell.task, cell.family, cell.size, cell.seed, beta, beta / 8)
+
+
+def _warm(point: Seen, beta: float) -> Cell:
+    cell = point.cell
+    return Cell(cell.task, cell.family, cell.size, cell.seed, beta, cell.beta, cell.label)
+
+
+def batches(cells: Sequence[Cell], budget: Budget) -> list[list[Cell]]:
+    """Cells in batches that fit into one forward and backward pass, near-equal in size, in order."""
+    most = max(1, budget.sequences // budget.contexts)
+    count = max(1, math.ceil(len(cells) / most))
+    size = math.ceil(len(cells) / count)
+    return [list(cells[start : start + size]) for start in range(0, len(cells), size)]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the printed plan. passes: sequences with a backward pass; scored: sequences without."""
+
+    what: str
+    batches: int
+    passes: int
+    scored: int
+
+
+def outline(spec: RunSpec, tasks: Sequence[str]) -> list[Line]:
+    """What the run will do; rounds and draws are counted at their most."""
+    budget, items = BUDGETS[spec.scale], spec.items
+    cells = gradient_cells(spec, tasks)
+    curves = {cell.curve for cell in cells}
+    own = [curve for curve in curves if not curve[0]]
+    doomed = items - needed(spec.threshold, items) + 1  # a draw that never hits is dropped after so many items
+    later = len(cells) * (2 * budget.rounds - 3)  # one cell a curve while it widens, then two
+    a_step = len(cells) * budget.contexts
+    count = math.ceil(a_step / budget.sequences)
+    point = items * budget.curve_draws
+    compared, certified = 4 * budget.choice_draws * items // 2, spec.draws * items * 3 // 4
+    return [
+        Line("size 0 and direct cost", 1, 0, 2 * items * len(tasks)),
+        Line("size curve (gradient)", count, a_step * budget.gradient_steps, 3 * items * len(cells)),
+        Line("rate-distortion curve, first beta", count, a_step * budget.first_steps, point * len(cells)),
+        Line(f"at most {budget.rounds} more rounds", budget.rounds * 2 * count,
+             later * budget.contexts * budget.round_steps, point * later),
+        Line("choice on validation items", len(curves), 0, len(curves) * compared),
+        Line(f"certified upper bounds, {spec.draws} draws", len(curves), 0, len(curves) * certified),
+        Line(f"certified lower bound, {spec.prior_draws} draws", len(own), 0, len(own) * spec.prior_draws * doomed),
+    ]  # fmt: skip

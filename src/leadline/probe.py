@@ -1,0 +1,90 @@
+"""Which dtype, attention and number of threads are fastest here: a short measured probe, cached and printed.
+
+Never by assumption: bfloat16 is several times faster than float32 on processors with matrix units for it and slower on
+others, and torch's fused attention has a slow backward pass on processors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from leadline.cache import cache_folder, whole_file
+
+# Below this many parameters a step is a few milliseconds: float32 on one thread is fastest and most exact.
+TINY_PARAMETERS = 10_000_000
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a model is run.
+
+    dtype:     "float32" or "bfloat16"
+    attention: "eager" or "sdpa"
+    threads:   torch's intra-op threads
+    why:       one line for the user
+    """
+
+    dtype: str
+    attention: str
+    threads: int
+    why: str
+
+
+def choose(network: Any, identity: str) -> Compute:
+    """The fastest way to train a prompt on this network on this machine.
+
+    identity: what the probe is remembered by, beside the machine and torch's version
+    """
+    if next(network.parameters()).is_cuda:
+        return Compute("bfloat16", "sdpa", torch.get_num_threads(), "on a GPU: bfloat16 and fused attention")
+    if sum(p.numel() for p in network.parameters()) < TINY_PARAMETERS:
+        return Compute("float32", "eager", 1, "a tiny model: float32 on one thread")
+    machine = f"{identity} {torch.__version__} {platform.node()} {torch.get_num_threads()} {_processor()}"
+    path = cache_folder() / "probe" / f"{hashlib.sha256(machine.encode()).hexdigest()[:16]}.json"
+    if path.is_file():
+        try:
+            return Compute(**json.loads(path.read_text()))
+        except (ValueError, TypeError):
+            path.unlink()  # half-written by an older version: measure again
+    found = _measure(network)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole_file(path, json.dumps(asdict(found)).encode())
+    return found
+
+
+def _measure(network: Any) -> Compute:
+    threads, attention, dtype = torch.get_num_threads(), network.config._attn_implementation, network.dtype
+    seconds: dict[tuple[str, str], float] = {}
+    try:
+        for kind in ("float32", "bfloat16"):
+            network.to(getattr(torch, kind))
+            for way in ("sdpa", "eager"):
+                network.set_attn_implementation(way)
+                seconds[kind, way] = min(_step_seconds(network) for _ in range(2))
+    finally:
+        network.to(dtype)
+        network.set_attn_implementation(attention)
+    best = min(seconds, key=lambda pair: seconds[pair])
+    listing = ", ".join(f"{kind} {way} {value:.2f}" for (kind, way), value in seconds.items())
+    return Compute(best[0], best[1], threads, f"fastest of four measured (seconds for 4 rows: {listing})")
+
+
+def _step_seconds(network: Any) -> float:
+    """Seconds for one forward and backward pass of 4 rows of 48 embeddings."""
+    hidden = network.get_input_embeddings().weight.shape[1]
+    embeds = torch.zeros(4, 48, hidden, dtype=network.dtype).normal_(generator=torch.Generator().manual_seed(0))
+    embeds.requires_grad_()
+    begin = time.perf_counter()
+    network(inputs_embeds=embeds, logits_to_keep=1, use_cache=False).logits.float().logsumexp(-1).sum().backward()
+    return time.perf_counter() - begin
+
+
+def _processor() -> str:
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"

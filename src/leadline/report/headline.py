@@ -1,0 +1,249 @@
+"""What a report says first, in plain words, and the subjects it speaks of: the behaviour and its controls.
+
+The table in the terminal and the page take both from here, so they cannot disagree. Knows nothing of how they look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import polars as pl
+
+from leadline.curve import NoDistance, Result
+from leadline.estimators.combine import excess_bits
+from leadline.information import Bits, Distance, at_least, at_most
+from leadline.report.words import NONE, about, finite, interval, short, size_words
+
+
+def behaviour_label(spec: Mapping[str, Any], limit: int = 60) -> str:
+    """The behaviour in the reader's words: its target in quotes where all items share one, else its name."""
+    behaviour = spec.get("behaviour", {})
+    target = behaviour.get("target")
+    return f"'{short(target, limit)}'" if target else short(behaviour.get("name", "the behaviour"), limit)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The behaviour, or one control, and what was found of it in the run's first family.
+
+    direct_bits: price of spelling the reply out (prefill), None where unknown
+    upper:       certified limit found at `size`; the behaviour's has paid for its choice of size; None: not reached
+    excess:      this control's distance minus the behaviour's, the same bound at the same size
+    """
+
+    name: str
+    kind: str
+    target: str
+    direct_bits: float | None
+    size: int | None
+    estimator: str
+    upper: float | None
+    lower: float | None
+    excess: Bits | None = None
+
+    @property
+    def is_control(self) -> bool:
+        return self.kind != "behaviour"
+
+
+def distance_of(result: Result) -> tuple[Distance | None, str]:
+    """The distance in the run's first family, or None and the reason why there is none."""
+    try:
+        return result.distance(), ""
+    except NoDistance as reason:
+        return None, f"{str(reason).rstrip('.')}."
+
+
+def subjects(result: Result) -> tuple[Subject, ...]:
+    """The behaviour and then its controls, a size after the other, nearest first and those not reached last."""
+    distance, _ = distance_of(result)
+    if distance is None:
+        return ()
+    spec, target = result.spec, result.spec.get("behaviour", {}).get("target") or ""
+    upper, lower = distance.upper, distance.lower
+    own = Subject(
+        behaviour_label(spec), "behaviour", target, _direct(result, ""), distance.size,
+        upper.estimator if upper else "",
+        upper.value if upper else None, lower.value if lower else None,
+    )  # fmt: skip
+    found = []
+    for row in result.controls.filter(pl.col("family") == distance.family).iter_rows(named=True):
+        mine = _row(result, "", distance.family, row["size"], row["estimator"])
+        theirs = _row(result, row["control"], distance.family, row["size"], row["estimator"])
+        direct = row["direct_bits"] if row["direct_bits"] is not None else _direct(result, row["control"])
+        found.append(
+            Subject(
+                row["control"], row["kind"] or "", row["target"] or "", direct, row["size"], row["estimator"] or "",
+                row["upper_bits"], _lower(result, row["control"], distance.family, row["size"]),
+                excess_bits(mine, [theirs]) if _counted(mine) and _counted(theirs) else None,
+            )
+        )  # fmt: skip
+    return own, *sorted(found, key=lambda s: (s.size, s.upper is None, s.upper or 0.0, s.name))
+
+
+def matched_excess(result: Result) -> tuple[Bits, str] | None:
+    """Delta over the controls matched on direct cost where they have bounds, else over all; and what to call them."""
+    distance, _ = distance_of(result)
+    if distance is None or distance.excess is None:
+        return None
+    rows: dict[int, list[dict[str, Any]]] = {}
+    table = result.controls.filter((pl.col("family") == distance.family) & (pl.col("kind") == "matched"))
+    for row in table.iter_rows(named=True):
+        theirs = _row(result, row["control"], distance.family, row["size"], row["estimator"])
+        if _counted(theirs) and _counted(_row(result, "", distance.family, row["size"], row["estimator"])):
+            rows.setdefault(row["size"], []).append(theirs)
+    for size, matched in sorted(rows.items()):
+        mine = _row(result, "", distance.family, size, str(matched[0]["estimator"]))
+        same = [row for row in matched if row["estimator"] == matched[0]["estimator"]]
+        return excess_bits(mine, same), "phrases as unlikely" if len(same) > 1 else "a phrase as unlikely"
+    return distance.excess, "its controls"
+
+
+@dataclass(frozen=True)
+class Headline:
+    """What the run says first. state: "bounded", "not bounded", "not broken" or "curves only".
+
+    notes: what must be read with it.
+    """
+
+    sentence: str
+    state: str
+    notes: tuple[str, ...]
+
+
+def headline(result: Result) -> Headline:
+    """The run in plain words, built from its Distance alone; of a behaviour without one, from its size curve."""
+    said = _headline(result)
+    if result.spec.get("finished"):
+        return said
+    return replace(said, notes=("This run is not finished: its numbers may still change.", *said.notes))
+
+
+def _headline(result: Result) -> Headline:
+    distance, reason = distance_of(result)
+    label = behaviour_label(result.spec)
+    if distance is None:
+        return _curve_headline(result, label, reason)
+    notes = _notes(result, distance)
+    if distance.upper is None:
+        return _unbounded(result, distance, label, notes)
+    words = f"{label} sits behind at most {at_most(distance.upper.value)} bits"
+    words += f" and at least {at_least(distance.lower.value)}" if distance.lower else ""
+    return Headline(words + _excess_words(result) + ".", "bounded", tuple(notes))
+
+
+def _unbounded(result: Result, distance: Distance, label: str, notes: list[str]) -> Headline:
+    """No upper bound: not reached at all, or reached by a prompt that no bound was computed for."""
+    curve = result.curve(distance.family)
+    known = ""
+    if distance.lower is not None:
+        known = f"; certified only that it lies at least {at_least(distance.lower.value)} bits deep"
+    reached = curve.capacity(result.threshold)
+    if reached is not None:
+        words = (
+            f"{label} is reached by {size_words(distance.family, reached)} on held-out items, without an upper bound"
+        )
+        return Headline(f"{words} in bits{known}.", "not bounded", tuple(notes))
+    tries = size_words(distance.family, max(curve.sizes, default=None))
+    seeds = result.spec["spec"].get("seeds")
+    budget = [part for part in (tries, f"{seeds} seed{'' if seeds == 1 else 's'}" if seeds else "") if part]
+    words = f"{label} was not reached: not broken" + (f" by up to {' and '.join(budget)}" if budget else "")
+    controls: dict[str, bool] = {}
+    for subject in subjects(result)[1:]:
+        controls[subject.name] = controls.get(subject.name, False) or subject.upper is not None
+    if controls:
+        notes.insert(0, f"{sum(controls.values())} of {len(controls)} controls fell to the same solvers and budget.")
+    notes.insert(0, "Not broken is a statement about these solvers and this budget. It does not mean safe.")
+    return Headline(f"{words}{known}.", "not broken", tuple(notes))
+
+
+def _excess_words(result: Result) -> str:
+    found = matched_excess(result)
+    if found is None:
+        return ""
+    excess, whom = found
+    if excess.low <= 0.0 <= excess.high:
+        return f"; no nearer and no farther than {whom}, as far as the draws can tell"
+    return f"; about {abs(excess.value):.0f} bits {'nearer' if excess.value > 0 else 'farther'} than {whom}"
+
+
+def _notes(result: Result, distance: Distance) -> list[str]:
+    notes = []
+    if distance.estimate is not None and distance.estimate.low < distance.estimate.high:
+        counted = distance.estimate
+        notes.append(f"Counted by brute force: {about(counted.value)} bits, {interval(counted)} (95%).")
+    if distance.upper is not None and distance.unreached_controls:
+        count = distance.unreached_controls
+        notes.append(
+            f"{count} control{'' if count == 1 else 's'} at the same size and budget "
+            f"{'was' if count == 1 else 'were'} not reached, so the difference is a low estimate."
+        )
+    if not any(row["role"] == "control" for row in result.points.select("role").unique().iter_rows(named=True)):
+        notes.append("No controls were run: without them the number is not a finding.")
+    frontier = result.cheapest()
+    if frontier.family is not None and frontier.family != distance.family:
+        name = {"prefill": "spelling the reply out (prefill)", "null": "doing nothing (null)"}
+        cost = frontier.distances[frontier.family].upper
+        price = at_most(cost.value) if cost else NONE
+        notes.append(
+            f"The cheapest way is {name.get(frontier.family, frontier.family)}, at most {price} bits: "
+            f"it dominates {distance.family}."
+        )
+    return notes
+
+
+def _curve_headline(result: Result, label: str, reason: str) -> Headline:
+    """Size 0 against the best size, in bits a reply."""
+    for curve in result.curves.values():
+        rows = [r for r in curve.size_curve().iter_rows(named=True) if finite(r["loss_bits"])]
+        start = next((row for row in rows if row["size"] == 0), None)
+        sized = [row for row in rows if row["size"] > 0]
+        if start is None or not sized:
+            continue
+        best = min(sized, key=lambda row: row["loss_bits"])
+        words = size_words(curve.family, best["size"])
+        if best["loss_bits"] >= start["loss_bits"]:
+            return Headline(
+                f"{label}: no size takes bits off the {about(start['loss_bits'])} bits a reply of size 0.",
+                "curves only", (reason,),
+            )  # fmt: skip
+        return Headline(
+            f"{label}: {words} bring{'s' if best['size'] == 1 else ''} the loss from {about(start['loss_bits'])} to "
+            f"{about(best['loss_bits'])} bits a reply.",
+            "curves only", (reason,),
+        )  # fmt: skip
+    return Headline(f"{label}: no distance can be given.", "curves only", (reason,))
+
+
+def _row(result: Result, control: str, family: str, size: int, estimator: str | None) -> dict[str, Any]:
+    """The certified row of one subject, size and estimator; empty where there is none."""
+    rows = result.points.filter(
+        (pl.col("control") == control)
+        & (pl.col("role") == ("control" if control else "behaviour"))
+        & (pl.col("family") == family)
+        & (pl.col("size") == size)
+        & (pl.col("estimator") == (estimator or "none"))
+        & pl.col("upper_bits").is_not_null()
+    )
+    return rows.row(0, named=True) if len(rows) else {}
+
+
+def _counted(row: Mapping[str, Any]) -> bool:
+    return finite(row.get("estimate_bits")) and finite(row.get("stderr_bits"))
+
+
+def _lower(result: Result, control: str, family: str, size: int) -> float | None:
+    rows = result.points.filter(
+        (pl.col("control") == control) & (pl.col("family") == family) & (pl.col("size") == size)
+    )
+    values = rows["lower_bits"].drop_nulls().to_list()
+    return max(values) if values else None
+
+
+def _direct(result: Result, control: str) -> float | None:
+    """The price of spelling a reply out, from its prefill row."""
+    rows = result.points.filter((pl.col("control") == control) & (pl.col("family") == "prefill"))
+    values = rows["upper_bits"].drop_nulls().to_list()
+    return float(values[0]) if values else None

@@ -1,0 +1,95 @@
+"""Sample replies of a run's cells, chosen and made safe to show. Model output is foreign text: never trusted.
+
+Reads cells/KEY/samples.parquet; knows nothing of how replies were made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from leadline.curve import Result
+from leadline.report.headline import distance_of
+from leadline.report.words import plain, size_words
+from leadline.spec import UserError
+
+REPLIES_A_CELL = 6
+REPLY_CHARACTERS = 1500
+SAMPLE_COLUMNS = {"item", "split", "draw", "prompt", "reply", "target", "hit"}
+
+
+def reply_cells(folder: Path, result: Result) -> list[dict[str, Any]]:
+    """Sample replies of every cell that kept some: first that of the reported bound, last those of the controls."""
+    distance, _ = distance_of(result)
+    size, estimator = (distance.size, distance.upper.estimator) if distance and distance.upper else (0, "none")
+    reported = (pl.col("size") == size) & (pl.col("estimator") == estimator)
+    order = result.points.sort(
+        pl.col("role"), pl.col("control"), ~reported, ~pl.col("chosen"), pl.col("family") == "null", pl.col("family"),
+        pl.col("size"), pl.col("beta"), pl.col("seed"), maintain_order=True,
+    )  # fmt: skip
+    cells: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    for row in order.iter_rows(named=True):
+        path = folder / "cells" / str(row["key"]) / "samples.parquet"
+        if row["key"] in seen or Path(str(row["key"])).name != row["key"] or not path.exists():
+            continue
+        seen.add(row["key"])
+        samples = _samples(path)
+        if samples:
+            hits = sum(bool(sample["hit"]) for sample in samples)
+            cells.append(
+                {
+                    "name": plain(_cell_name(row)), "hits": hits, "count": len(samples), "chosen": bool(row["chosen"]),
+                    "control": plain(row["control"]), "target": plain(_only(s["target"] for s in samples), 200),
+                    "replies": [_reply(sample) for sample in _mixed(samples)],
+                }
+            )  # fmt: skip
+    return cells
+
+
+def _samples(path: Path) -> list[dict[str, Any]]:
+    how = "Delete this cell's folder and run `leadline measure` again: it does only what is missing."
+    try:
+        frame = pl.read_parquet(path)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"the replies of a cell cannot be read: {error}", str(path), how) from error
+    if missing := SAMPLE_COLUMNS - set(frame.columns):
+        raise UserError(f"the replies of a cell lack {', '.join(sorted(missing))}", str(path), how)
+    return frame.sort("draw", "item", maintain_order=True).to_dicts()
+
+
+def _mixed(samples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A few replies, hits and misses both where there are both."""
+    hits, misses = [s for s in samples if s["hit"]], [s for s in samples if not s["hit"]]
+    half = REPLIES_A_CELL // 2
+    few_hits = max(half, REPLIES_A_CELL - len(misses))
+    kept = [*misses[: REPLIES_A_CELL - min(len(hits), few_hits)], *hits[:few_hits]]
+    return sorted(kept, key=samples.index)
+
+
+def _reply(sample: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "prompt": plain(sample["prompt"], 600),
+        "reply": plain(sample["reply"], REPLY_CHARACTERS),
+        "hit": bool(sample["hit"]),
+        "draw": f"draw {sample['draw']}" if sample["draw"] else "",
+        "split": plain(sample["split"]),
+        "item": sample["item"],
+    }
+
+
+def _cell_name(row: Mapping[str, Any]) -> str:
+    where = "nothing inserted" if row["family"] == "null" else size_words(row["family"], row["size"]) or row["family"]
+    parts = [row["control"] or "the behaviour", where]
+    parts += [f"beta {row['beta']:g}"] if row["beta"] is not None else []
+    parts += [f"restart {row['seed']}"] if row["seed"] >= 0 else []
+    return ", ".join(parts)
+
+
+def _only(values: Iterable[Any]) -> str:
+    """The one value that all share, or nothing."""
+    found = list(dict.fromkeys(values))
+    return str(found[0]) if len(found) == 1 else ""

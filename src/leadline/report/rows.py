@@ -1,0 +1,196 @@
+"""The rows of a report's tables, as they are printed; the terminal and the page share them.
+
+Knows nothing of how a table looks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from leadline.curve import Distance, Result
+from leadline.information import Bits, at_least, at_most
+from leadline.report.headline import distance_of
+from leadline.report.words import NONE, UNITS, about, finite, interval, plain, size_words, span
+
+EPSILON = 0.05
+OUTCOMES = {
+    "reached": "the score reached the threshold",
+    "out of steps": "the solver used its steps and the score stayed below the threshold",
+    "diverged": "the loss grew without bound and the row was stopped",
+    "non-finite": "the loss was NaN or infinite and the row was stopped",
+}
+
+
+@dataclass(frozen=True)
+class BoundRow:
+    """One family, or all of them together, as printed; ledger: (what was paid for, bits) of the upper bound."""
+
+    family: str
+    size: str
+    upper: str
+    interval: str
+    lower: str
+    kind: str
+    estimator: str
+    prior: str
+    ledger: tuple[tuple[str, str], ...] = ()
+
+
+def bound_rows(result: Result) -> list[BoundRow]:
+    """One row a family, the run's own first, and one for all families together; empty where there is no distance."""
+    if distance_of(result)[0] is None:
+        return []
+    frontier = result.cheapest()
+    rows = [_bound_row(family, d, d.upper) for family, d in frontier.distances.items()]
+    if frontier.upper is not None:
+        upper = frontier.upper
+        rows.append(
+            BoundRow(
+                "all together", "", at_most(upper.value), interval(upper), NONE, upper.kind,
+                f"via {frontier.family}", "weights fixed in advance, null 1/2", _ledger(upper),
+            )
+        )  # fmt: skip
+    return rows
+
+
+def _bound_row(family: str, distance: Distance, upper: Bits | None) -> BoundRow:
+    lower = distance.lower
+    said = [bits for bits in (upper, lower) if bits is not None]
+    reached = at_most(upper.value) if upper is not None else ("unreached" if family == "null" else "not broken")
+    return BoundRow(
+        family,
+        str(distance.size) if upper is not None and family in UNITS else "",
+        reached,
+        interval(upper),
+        at_least(lower.value) if lower is not None and math.isfinite(lower.value) else NONE,
+        " / ".join(dict.fromkeys(bits.kind for bits in said)) or NONE,
+        " / ".join(dict.fromkeys(bits.estimator for bits in said)) or NONE,
+        distance.prior or NONE,
+        _ledger(upper),
+    )
+
+
+def _ledger(bits: Bits | None) -> tuple[tuple[str, str], ...]:
+    return tuple((what, about(paid)) for what, paid in bits.ledger) if bits is not None else ()
+
+
+@dataclass(frozen=True)
+class SizeRow:
+    """One size of the size curve as printed; restarts: least, median and largest score over seeds, on validation."""
+
+    family: str
+    size: int
+    name: str
+    score: str
+    score_interval: str
+    loss: str
+    loss_interval: str
+    restarts: str
+    outcome: str
+    height: float | None
+
+
+def size_rows(result: Result) -> list[SizeRow]:
+    """The behaviour's size curve, size 0 first, family by family."""
+    rows = []
+    for family, curve in result.curves.items():
+        own = (pl.col("family") == family) & (pl.col("estimator") == "") & (pl.col("split") == "validation")
+        tries = curve.points.filter(own & pl.col("beta").is_null())
+        for row in curve.size_curve().iter_rows(named=True):
+            scores = sorted(
+                s for s in tries.filter(pl.col("size") == row["size"])["score"].to_list() if s is not None and finite(s)
+            )
+            three = [scores[0], scores[len(scores) // 2], scores[-1]] if scores else []
+            rows.append(
+                SizeRow(
+                    family, row["size"], size_words(family, row["size"]) if row["size"] else "0: as it is",
+                    about(row["score"], 2), span(row["score_low"], row["score_high"], 2),
+                    about(row["loss_bits"]), span(row["loss_low"], row["loss_high"]),
+                    " / ".join(about(s, 2) for s in three[: len(scores)]) or NONE, row["outcome"],
+                    row["score"] if finite(row["score"]) else None,
+                )
+            )  # fmt: skip
+    return rows
+
+
+def certified_rows(points: pl.DataFrame) -> list[dict[str, str]]:
+    """Every bound on record, one row an estimator, size and subject."""
+    rows = points.filter(pl.col("upper_bits").is_not_null() | pl.col("lower_bits").is_not_null())
+    return [
+        {
+            "who": plain(row["control"] or "behaviour"),
+            "what": " ".join(
+                part for part in (row["family"], str(row["size"]) if row["family"] in UNITS else "") if part
+            ),
+            "estimator": row["estimator"],
+            "kind": row["kind"],
+            "upper": at_most(row["upper_bits"]) if row["upper_bits"] is not None else NONE,
+            "lower": at_least(row["lower_bits"]) if row["lower_bits"] is not None else NONE,
+            "estimate": about(row["estimate_bits"])
+            + (f" (se {about(row['stderr_bits'])})" if row["stderr_bits"] else ""),
+            "hits": f"{row['p_hits']} of {row['p_draws']}" if row["p_draws"] else NONE,
+            "kl": f"{about(row['kl_bits'])} ({about(row['location_bits'])})" if row["kl_bits"] is not None else NONE,
+            "beta": f"{row['beta']:g}" if row["beta"] is not None else NONE,
+            "prior": plain(row["prior"]),
+        }
+        for row in rows.iter_rows(named=True)
+    ]
+
+
+def threshold_rows(result: Result) -> list[dict[str, str]]:
+    """C(tau) and S(eps) of each family whose behaviour has scores."""
+    found = []
+    for family, curve in result.curves.items():
+        if curve.sizes and any(row.height is not None for row in size_rows(result) if row.family == family):
+            capacity, saturation = curve.capacity(result.threshold), curve.saturation(EPSILON)
+            found.append(
+                {
+                    "family": family,
+                    "capacity": size_words(family, capacity) if capacity else f"none up to {max(curve.sizes)}",
+                    "saturation": size_words(family, saturation) if saturation else f"none up to {max(curve.sizes)}",
+                    "epsilon": f"{EPSILON:g}",
+                }
+            )
+    return found
+
+
+def luck_words(extra: Mapping[str, Any]) -> list[str]:
+    """Two checks of luck in words, where the run made them."""
+    said = []
+    ceiling, rate, draws = (extra.get(k) for k in ("luck_ceiling_bits", "confirmation_rate", "confirmation_draws"))
+    if ceiling is not None:
+        said.append(f"Luck ceiling: {about(ceiling)} bits would do if blind draws hit each item on its own.")
+    if rate is not None:
+        verdict = "under one half: the number is luck" if rate < 0.5 else "one half or more"
+        said.append(f"Confirmation: {about(100 * rate, 0)}% of {draws} hits pass on a second set of items ({verdict}).")
+    return said
+
+
+def outcome_rows(points: pl.DataFrame) -> list[dict[str, Any]]:
+    """How the rows ended, the behaviour's and the controls'; bounds are not rows of a solver."""
+    tried = points.filter((pl.col("estimator") == "") & (pl.col("steps") > 0) & (pl.col("split") == "validation"))
+    names = [*OUTCOMES, *(name for name in tried["outcome"].unique().sort().to_list() if name not in OUTCOMES)]
+    return [
+        {
+            "name": plain(name),
+            "meaning": OUTCOMES.get(name, ""),
+            "behaviour": len(tried.filter((pl.col("outcome") == name) & (pl.col("role") == "behaviour"))),
+            "control": len(tried.filter((pl.col("outcome") == name) & (pl.col("role") == "control"))),
+        }
+        for name in names
+    ]
+
+
+def cost_words(points: pl.DataFrame) -> str:
+    # the rows of one cell repeat its cost, so each cell counts once, at its largest
+    cells = points.group_by("key").agg(pl.col("flops").max(), pl.col("wall_seconds").max(), pl.col("steps").max())
+    flops, seconds, steps = (float(cells[name].sum() or 0) for name in ("flops", "wall_seconds", "steps"))
+    power = f"{flops:.1e}".replace("e+0", "e").replace("e+", "e") if flops else "0"
+    return (
+        f"{len(cells)} cells, {steps:.0f} optimiser steps, {power} floating point operations, {seconds:.0f} s of rows"
+    )

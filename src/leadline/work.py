@@ -1,0 +1,255 @@
+"""Work: one open measurement - its run directory, model, items, and what is finished so far.
+
+The stages in `measure` read and write through it. It knows where things are kept and what they are keyed by, not what
+is measured.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+import leadline
+from leadline.behaviour import Behaviour
+from leadline.curve import Result
+from leadline.edits import EmbeddingEdit, no_edit
+from leadline.engine import Engine, shared_prefix
+from leadline.information import luck_ceiling
+from leadline.interventions import make
+from leadline.interventions.base import Intervention
+from leadline.items import SPLITS, Task, from_json, prepare, to_json
+from leadline.model import FrozenModel
+from leadline.objective import objective_for
+from leadline.plan import Cell, Seen
+from leadline.priors import embedding_prior
+from leadline.progress import Reporter
+from leadline.records import RECIPE, Arrays, Run, digest, open_run
+from leadline.solvers.base import Parameters
+from leadline.spec import RunSpec, UserError
+
+
+class Work:
+    """One open measurement. Use `open_work`."""
+
+    def __init__(self, run: Run, spec: RunSpec, behaviour: Behaviour, model: FrozenModel, reporter: Reporter) -> None:
+        self.run, self.spec, self.behaviour, self.model, self.reporter = run, spec, behaviour, model, reporter
+        self.hash = digest([RECIPE, spec.model_dump(mode="json"), behaviour.model_dump(mode="json"), model.weight_hash])
+        self.tasks = self._prepare()
+        contexts = [c for task in self.tasks for split in SPLITS for c in task.contexts(split)]
+        self.engine = Engine(model, shared_prefix(contexts))
+        self.objective = objective_for(self.engine)
+        self.batch_of: dict[str, str] = {}
+        self.extra: dict[str, Any] = {}
+        self._cells: dict[str, Cell] = {}
+        self._chosen: set[str] = set()
+        self._keys: dict[str, None] = {}
+        self._interventions: dict[tuple[str, int], Intervention] = {}
+        self._prior = embedding_prior(model)
+
+    def _prepare(self) -> list[Task]:
+        if stored := self.run.read_json("items.json"):
+            return from_json(stored)
+        self.reporter.stage("items and controls")
+        tasks = prepare(
+            self.model, self.behaviour, self.spec, lambda what, share: self.reporter.progress(share, 1, what)
+        )
+        self.run.write_json("items.json", to_json(tasks))
+        return tasks
+
+    def key(self, *labels: str) -> str:
+        """The key of a record that is no trained cell."""
+        return digest([self.hash, *labels])
+
+    def cell_key(self, cell: Cell) -> str:
+        """A trained cell's key: it hashes the run and the cell's batch, whose other rows change its last digits."""
+        return digest([self.hash, self.batch_of.get(cell.label, ""), cell.label])
+
+    def done(self, key: str) -> bool:
+        """Whether this record is finished; from here on it is part of the run's points."""
+        found = self.run.cell(key) is not None
+        if found:
+            self._keys[key] = None
+        return found
+
+    def write(self, key: str, record: dict[str, Any], arrays: Arrays | None = None, samples: Any = None) -> None:
+        """Stores a finished record."""
+        self.run.write_cell(key, record, arrays, samples)
+        self.run.event("cell", key=key)
+        self._keys[key] = None
+
+    def enter(self, batch: str, cells: Sequence[Cell]) -> None:
+        """Says which batch these cells belong to."""
+        for cell in cells:
+            self.batch_of[cell.label] = batch
+            self._cells[cell.label] = cell
+
+    def about(self, cell: Cell, key: str = "") -> dict[str, Any]:
+        """The columns that all points of a cell share."""
+        return {
+            "family": cell.family, "size": cell.size, "seed": cell.seed, "control": cell.task, "beta": cell.beta,
+            "role": "control" if cell.task else "behaviour", "prior": self.intervention(cell).prior,
+            "batch": self.batch_of.get(cell.label, ""), "key": key or self.cell_key(cell),
+        }  # fmt: skip
+
+    def task(self, name: str) -> Task:
+        """The behaviour ("") or a control."""
+        return next(task for task in self.tasks if task.name == name)
+
+    def intervention(self, cell: Cell) -> Intervention:
+        """What a cell trains."""
+        named = (cell.family, cell.size)
+        if named not in self._interventions:
+            self._interventions[named] = make(*named, self._prior)
+        return self._interventions[named]
+
+    def trained(self, label: str) -> Parameters:
+        """The parameters of a finished cell, by its label."""
+        key = self.cell_key(self._cells[label])
+        found = self.run.read_arrays(f"cells/{key}/intervention.safetensors")
+        if found is None:
+            raise UserError(
+                "A finished cell has lost its parameters", f"cells/{key}", "Delete this folder and run again."
+            )
+        return {name: torch.from_numpy(value.copy()).to(self.model.device) for name, value in found[0].items()}
+
+    def validation(self, cell: Cell) -> dict[str, Any]:
+        """A trained cell's point on validation items."""
+        record = self.run.cell(self.cell_key(cell)) or {"points": []}
+        row: dict[str, Any] = next(row for row in record["points"] if row["split"] == "validation")
+        return row
+
+    def seen(self, cell: Cell) -> Seen:
+        """What bisection looks at. Non-finite cells count as far from reaching."""
+        row = self.validation(cell)
+        lost = row["outcome"] == "non-finite" or row["kl_bits"] is None or row["kl_bits"] != row["kl_bits"]
+        return Seen(cell, 0.0 if lost else row["score"], float("inf") if lost else row["kl_bits"])
+
+    def choose(self, cell: Cell) -> None:
+        """This cell's test rows are the reported ones."""
+        self._chosen.add(self.cell_key(cell))
+
+    def null_bits(self, task: str) -> float:
+        """The loss with nothing in the slot, on validation items."""
+        record = self.run.cell(self.key("null", task)) or {"points": []}
+        return float(next(row["loss_bits"] for row in record["points"] if row["split"] == "validation"))
+
+    def no_edit(self, rows: int) -> EmbeddingEdit:
+        """The null intervention."""
+        return no_edit(rows, self.model.hidden_size, self.model.network.dtype, self.model.device)
+
+    def flops(self, task: Task, sequences: int) -> float:
+        """Floating point operations of so many training sequences: forward 2 and backward 2 for each parameter and
+        token, since the weights take no gradient."""
+        lengths = [len(c.before) + len(c.after) + len(c.target) for c in task.contexts("train")]
+        return 4.0 * self.model.num_parameters * sequences * (sum(lengths) / len(lengths) - len(self.engine.shared))
+
+    def save_points(self) -> None:
+        """points.parquet from all records so far."""
+        frame = self.run.write_points(self._keys, self._chosen)
+        if frame.is_empty():
+            raise RuntimeError("a run without points")
+
+    def _luck(self) -> dict[str, Any]:
+        """What guards against luck: how often chosen draws pass a second split, and how far luck alone would carry."""
+        records = [record for key in self._keys if (record := self.run.cell(key)) is not None]
+        confirmed: dict[str, Any] = {}
+        for record in records:
+            confirmed |= record.get("confirmation", {})
+        own = [counts for curve, counts in confirmed.items() if curve.startswith("/")]
+        hit, draws = sum(c["hits"] for c in own), sum(c["draws"] for c in own)
+        trials = [record["prior_items"] for record in records if "prior_items" in record]
+        found = {
+            "confirmation": confirmed,
+            "confirmation_rate": hit / draws if draws else None,
+            "confirmation_draws": draws,
+        }
+        if trials:
+            rate = sum(t[0] for t in trials) / sum(t[1] for t in trials)
+            ceiling = luck_ceiling(self.spec.items, self.spec.threshold, rate).value
+            found |= {"prior_item_rate": rate, "luck_ceiling_bits": ceiling if math.isfinite(ceiling) else None}
+        return found
+
+    def finish(self) -> Result:
+        """Writes what belongs to the whole run, drops the checkpoints, and returns the result."""
+        extra = {**self.extra, **self._luck()}
+        self.save_points()
+        stored: dict[str, Any] = self.run.read_json("spec.json") or {}
+        stored["extra"], stored["finished"] = extra, datetime.now(UTC).isoformat(timespec="seconds")
+        self.run.write_json("spec.json", stored)
+        shutil.rmtree(self.run.folder / "batches", ignore_errors=True)
+        self.run.event("finished")
+        return Result.load(self.run.folder)
+
+
+@contextmanager
+def open_work(
+    spec: RunSpec, behaviour: Behaviour, model: FrozenModel, folder: Path, passed: dict[str, Any], reporter: Reporter
+) -> Iterator[Work]:
+    """Opens the run directory of a spec, or continues it. Raises UserError where it belongs to another spec."""
+    run = open_run(folder)
+    try:
+        wanted = {"spec": spec.model_dump(mode="json"), "behaviour_spec": behaviour.model_dump(mode="json")}
+        stored = run.read_json("spec.json")
+        if stored is not None and any(stored.get(name) != value for name, value in wanted.items()):
+            raise UserError("This run directory belongs to another measurement", str(folder), "Give another --out DIR.")
+        if stored is not None and stored["provenance"]["model_hash"] != model.weight_hash:
+            raise UserError(
+                "The model's weights have changed since this run began", str(folder), "Give another --out DIR."
+            )
+        work = Work(run, spec, behaviour, model, reporter)
+        if stored is None:
+            run.write_json("spec.json", {**wanted, "passed": passed, **_about(work), "extra": {}, "hash": work.hash})
+        run.event("opened", threads=torch.get_num_threads())
+        yield work
+    finally:
+        run.close()
+
+
+def _about(work: Work) -> dict[str, Any]:
+    """Provenance, and what was measured in words."""
+    model, main = work.model, work.tasks[0]
+    commit, dirty = _commit()
+    return {
+        "provenance": {
+            "leadline": leadline.__version__, "commit": commit, "dirty": dirty, "python": platform.python_version(),
+            "torch": str(torch.__version__), "transformers": transformers.__version__,
+            "device": str(model.device), "dtype": model.compute.dtype, "attention": model.compute.attention,
+            "threads": model.compute.threads, "compute": model.compute.why, "model": model.name,
+            "revision": model.revision, "model_hash": model.weight_hash, "parameters": model.num_parameters,
+            "tokenizer_hash": model.tokenizer_hash, "template_hash": model.template_hash,
+            "slot": work.behaviour.slot, "shared_prefix_tokens": len(work.engine.shared),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"), "recipe": RECIPE,
+        },
+        "behaviour": {
+            "name": work.behaviour.name, "description": work.behaviour.description, "target": main.target,
+            "slot": work.behaviour.slot, "kind": work.behaviour.scored,
+            "splits": {split: len(main.items[split]) for split in SPLITS},
+            "target_tokens": len(main.items["test"][0].context.target),
+        },
+        "controls": [
+            {"name": task.name, "kind": task.kind, "target": task.target, "direct_bits": None} for task in work.tasks[1:]
+        ],
+    }  # fmt: skip
+
+
+def _commit() -> tuple[str, bool]:
+    """Commit of the source tree leadline runs from, and whether it has changes; nothing where it is installed."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return "", False
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
