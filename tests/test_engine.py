@@ -117,6 +117,8 @@ def test_weights_are_the_same_after_forward_and_backward():
     assert FrozenModel(model.name, "", "", model.network, model.tokenizer, FLOAT32).weight_hash == before
 
 
+# PEFT 0.21 asks transformers for a property that transformers is about to rename.
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_k9_peft_prompt_tuning_gives_the_same_logits_and_gradients(architecture, dtype, tolerance):

@@ -184,6 +184,9 @@ class Work:
         extra = {**self.extra, **self._luck()}
         self.save_points()
         stored: dict[str, Any] = self.run.read_json("spec.json") or {}
+        for control in stored["controls"]:
+            rows = (self.run.cell(self.key("null", control["name"])) or {"points": []})["points"]
+            control["direct_bits"] = next((row["upper_bits"] for row in rows if row["family"] == "prefill"), None)
         stored["extra"], stored["finished"] = extra, datetime.now(UTC).isoformat(timespec="seconds")
         self.run.write_json("spec.json", stored)
         shutil.rmtree(self.run.folder / "batches", ignore_errors=True)

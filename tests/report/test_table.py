@@ -36,7 +36,7 @@ def test_fits_80_columns_and_sends_no_control_characters(plant_run, changes) -> 
 
 def test_says_everything_that_matters(plant_run) -> None:
     text = printed(plant_run(), Path("runs/some/report.html"))
-    lines = {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}
+    lines = {line.split()[0]: line.split() for line in reversed(text.splitlines()) if line.strip()}
     assert lines["soft_prompt"][:6] == ["soft_prompt", "1", "132", "126..131", "7.1", "certified"]
     assert lines["prefill"][:2] == ["prefill", "34.7"]
     assert lines["null"][:2] == ["null", "unreached"]

@@ -58,13 +58,13 @@ def sounding(result: Result, wide: bool = True) -> Any | None:
         return None
     end = max(*depths, 1.0) * 1.08
     base = alt.Chart(_inline([_sounding_row(s, place, end, wide) for place, s in enumerate(found)]))
-    y = alt.Y("place:Q", scale=dict(domain=[-0.6, len(found) - 0.4], reverse=True, nice=False), axis=None)
-    scale = dict(domain=[0, end], nice=False)
+    y = alt.Y("place:Q", scale={"domain": [-0.6, len(found) - 0.4], "reverse": True, "nice": False}, axis=None)
+    scale = {"domain": [0, end], "nice": False}
     x = alt.X(
-        "from:Q", scale=scale, axis=dict(title="bits below the surface", tickCount=8 if wide else 5, tickSize=0)
+        "from:Q", scale=scale, axis={"title": "bits below the surface", "tickCount": 8 if wide else 5, "tickSize": 0}
     )
     both = ["behaviour", "control"]
-    colour = alt.Color("role:N", scale=dict(domain=both, range=[DEEP, SHOAL]), legend=None)
+    colour = alt.Color("role:N", scale={"domain": both, "range": [DEEP, SHOAL]}, legend=None)
     at = {"y": y, "color": colour, "description": "words:N"}
     closed, certified = base.transform_filter("isValid(datum.to)"), base.transform_filter("isValid(datum.lower)")
     direct = base.transform_filter("isValid(datum.direct)")
@@ -84,7 +84,7 @@ def sounding(result: Result, wide: bool = True) -> Any | None:
         .encode(x=alt.value("width"), text="bounds:N"),
     ]  # fmt: skip
     key = ["Ticks: certified lower and upper bound.", "Diamond: the bits it takes to spell the reply out."]
-    title = dict([" ".join(key)] if wide else key, fontWeight="normal", color=MUTED, fontSize=12)
+    title = {"text": [" ".join(key)] if wide else key, "fontWeight": "normal", "color": MUTED, "fontSize": 12}
     return alt.layer(*layers).properties(width=884 if wide else 318, height=48 * len(found) + 6, title=title)
 
 
@@ -210,12 +210,12 @@ def _size_panel(
     ticks = sorted({p["size"] for p in (*points, *restarts)})
     last = max(_place(size) for size in ticks)
     x = alt.X(
-        "x:Q", scale=dict(domain=[-0.2, last + 0.6], nice=False),
-        axis=dict(
-            title=f"size, {UNITS.get(curve.family, curve.family)}s (0: nothing inserted)", grid=False,
-            values=[_place(size) for size in ticks],
-            labelExpr=" : ".join([f"datum.value == {_place(s)!r} ? '{s}'" for s in ticks] + ["''"]),
-        ),
+        "x:Q", scale={"domain": [-0.2, last + 0.6], "nice": False},
+        axis={
+            "title": f"size, {UNITS.get(curve.family, curve.family)}s (0: nothing inserted)", "grid": False,
+            "values": [_place(size) for size in ticks],
+            "labelExpr": " : ".join([f"datum.value == {_place(s)!r} ? '{s}'" for s in ticks] + ["''"]),
+        },
     )  # fmt: skip
     y = _y_axis(kind)
     colour, shape = _identity(names, panel)
@@ -246,8 +246,8 @@ def _rate_panel(
 ) -> Any:
     """One panel of the rate-distortion curve. kind: "loss" or "score"."""
     x = alt.X(
-        "kl:Q", scale=dict(type="sqrt", zero=True, nice=True),
-        axis=dict(title="KL(q from prior), bits", grid=False, tickCount=7 if panel[0] > NARROW[0] else 5),
+        "kl:Q", scale={"type": "sqrt", "zero": True, "nice": True},
+        axis={"title": "KL(q from prior), bits", "grid": False, "tickCount": 7 if panel[0] > NARROW[0] else 5},
     )  # fmt: skip
     y = _y_axis(kind)
     colour, shape = _identity(names, panel)
@@ -284,10 +284,10 @@ def _identity(names: dict[str, str], panel: tuple[int, int]) -> tuple[Any, Any]:
     kinds = {label: kind for kind, label in LEGEND.items()}
     shapes = [SHAPES["behaviour"] if place == 0 else SHAPES[kinds.get(e, "phrase")] for place, e in enumerate(entries)]
     colours = [DEEP] + [SHOAL] * (len(entries) - 1)
-    legend = dict(columns=3 if panel[0] > NARROW[0] else 1, symbolOpacity=1, symbolStrokeWidth=1)
+    legend = {"columns": 3 if panel[0] > NARROW[0] else 1, "symbolOpacity": 1, "symbolStrokeWidth": 1}
     return (
-        alt.Color("who:N", scale=dict(domain=entries, range=colours), legend=legend),
-        alt.Shape("who:N", scale=dict(domain=entries, range=shapes), legend=legend),
+        alt.Color("who:N", scale={"domain": entries, "range": colours}, legend=legend),
+        alt.Shape("who:N", scale={"domain": entries, "range": shapes}, legend=legend),
     )
 
 
@@ -320,8 +320,8 @@ def _panel_size(wide: bool, panels: int) -> tuple[int, int]:
 
 
 def _y_axis(kind: str) -> Any:
-    scale = dict(domain=[0, 1.0], nice=False) if kind == "score" else dict(zero=True)
-    return alt.Y(f"{kind}:Q", scale=scale, axis=dict(title=None, domain=False, ticks=False, tickCount=5))
+    scale = {"domain": [0, 1.0], "nice": False} if kind == "score" else {"zero": True}
+    return alt.Y(f"{kind}:Q", scale=scale, axis={"title": None, "domain": False, "ticks": False, "tickCount": 5})
 
 
 def _point(row: dict[str, Any], curve: Curve, names: dict[str, str], shift: float = 0.0) -> dict[str, Any]:

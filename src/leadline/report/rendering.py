@@ -20,7 +20,7 @@ PALETTE: dict[str, tuple[str, str]] = {
     "muted": ("#5a6772", "#97a6b1"),
     "grid": ("#e0e0d6", "#243541"),
     "deep": ("#0f5079", "#6fb9ea"),
-    "shoal": ("#96692b", "#d5a463"),
+    "shoal": ("#8f6326", "#d5a463"),
     "mark": ("#b23a24", "#f08a6c"),
 }
 INK, MUTED, GRID, DEEP, SHOAL, MARK = (light for light, _ in PALETTE.values())
@@ -71,7 +71,8 @@ def themed_svg(chart: Any, prefix: str, title: str) -> str:
     prefix: makes ids unique on a page; title: read aloud in place of the drawing. What is under a pointer is named by
     <title> elements. The same chart gives the same text.
     """
-    root = ElementTree.fromstring(vl_convert.vegalite_to_svg(chart.to_dict()))
+    # a page has six charts, and checking each against the schema of Vega-Lite takes longer than drawing it
+    root = ElementTree.fromstring(vl_convert.vegalite_to_svg(chart.to_dict(validate=False)))
     ids = {node.get("id"): f"{prefix}-{place}" for place, node in enumerate(n for n in root.iter() if n.get("id"))}
     clean = _clean(root, ids)
     assert clean is not None, "the renderer gave no svg element"

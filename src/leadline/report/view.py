@@ -40,6 +40,7 @@ def view(runs: Sequence[Path | str], port: int = 0, announce: Callable[[str], No
         except (OSError, OverflowError) as error:
             how = "Name another port, or none to take a free one."
             raise UserError(f"the port cannot be had: {error}", f"port {port}", how) from error
+        listener.listen()  # whoever reads the address may ask at once
         announce(f"http://{HOST}:{listener.getsockname()[1]}/")
         with suppress(KeyboardInterrupt):
             uvicorn.Server(uvicorn.Config(served, log_level="warning", server_header=False)).run(sockets=[listener])
