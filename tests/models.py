@@ -62,12 +62,22 @@ def random_model(architecture: str, dtype: torch.dtype = torch.float32) -> Froze
         network = GPTNeoXForCausalLM(GPTNeoXConfig(**common, attn_implementation="eager"))
     elif architecture == "gemma":
         network = Gemma2ForCausalLM(
-            Gemma2Config(**common, num_key_value_heads=2, head_dim=8, query_pre_attn_scalar=8, attn_implementation="eager")
+            Gemma2Config(
+                **common, num_key_value_heads=2, head_dim=8, query_pre_attn_scalar=8, attn_implementation="eager"
+            )
         )
     else:
         network = GPT2LMHeadModel(
-            GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128, bos_token_id=1,
-                       eos_token_id=2, attn_implementation="eager")  # fmt: skip
+            GPT2Config(
+                vocab_size=VOCABULARY,
+                n_embd=32,
+                n_layer=2,
+                n_head=4,
+                n_positions=128,
+                bos_token_id=1,
+                eos_token_id=2,
+                attn_implementation="eager",
+            )
         )
     for parameter in network.parameters():  # fresh weights are so small that every logit is nearly the same
         parameter.data.add_(0.3 * torch.randn(parameter.shape))
@@ -75,7 +85,7 @@ def random_model(architecture: str, dtype: torch.dtype = torch.float32) -> Froze
 
 
 def cap_distance(cosine: float, dimensions: int) -> float:
-    """-log2 of the share of the unit sphere within a cap z_0 / norm(z) >= cosine (docs/measurement.md section 8, K11)."""
+    """-log2 of the share of the unit sphere within a cap z_0 / norm(z) >= cosine (docs/measurement.md, K11)."""
     return -math.log2(scipy.special.betainc((dimensions - 1) / 2, 0.5, 1 - cosine**2) / 2)
 
 

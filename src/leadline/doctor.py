@@ -60,12 +60,9 @@ def _cache() -> str:
 def _smollm2() -> str:
     from leadline import smollm2
 
-    path = smollm2.gguf_path()
-    if not path.is_file():
+    if not smollm2.gguf_path().is_file():
         return "weights not fetched yet; `python -m leadline.smollm2` does it once"
-    if smollm2.file_sha256(path) != smollm2.GGUF_SHA256:
-        raise ValueError(f"{path} is damaged: delete its folder and run `python -m leadline.smollm2` again")
-    return f"weights are here and whole ({path})"
+    return f"weights are here and whole ({smollm2.require()})"
 
 
 def _organism() -> str:
@@ -80,7 +77,7 @@ def _organism() -> str:
     values = torch.zeros(1, 1, model.hidden_size, requires_grad=True)
     found = Engine(model).target_logits([Context((1,), (2,), (3,))], EmbeddingEdit(values, (1,)))
     found.nats().sum().backward()  # type: ignore[no-untyped-call]
-    total = float(found.logits.float().softmax(-1).sum())
+    total = float(found.logits.detach().float().softmax(-1).sum())
     if abs(total - 1) > 1e-4 or values.grad is None or not bool(values.grad.abs().sum() > 0):
         raise ValueError("a forward and backward pass gave no probabilities or no gradient")
     return f"forward and backward pass work ({model.num_parameters / 1e6:.2f} M parameters)"

@@ -6,23 +6,30 @@ comes with a model is run unless `trust_remote_code` was asked for by name.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 import transformers
 from torch import Tensor, nn
 
 from leadline import organisms, smollm2
-from leadline.cache import cache_folder, whole_folder
+from leadline.cache import cache_folder, damaged_file
 from leadline.probe import Compute, choose
 from leadline.spec import UserError
+
+HUB_SECONDS = 5.0
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,7 @@ class FrozenModel:
     network:   the transformers model, in evaluation mode
     tokenizer: its tokenizer
     compute:   dtype, attention and threads, with the reason they were chosen
+    trusted:   code that came with the model may be run
     """
 
     name: str
@@ -43,6 +51,7 @@ class FrozenModel:
     network: Any
     tokenizer: Any
     compute: Compute
+    trusted: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -89,7 +98,9 @@ class FrozenModel:
 
     @cached_property
     def template_hash(self) -> str:
-        return hashlib.sha256((self.tokenizer.chat_template or "").encode()).hexdigest()
+        template = self.tokenizer.chat_template or ""  # a tokenizer with several has them by name
+        told = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()
 
     @cached_property
     def end_tokens(self) -> frozenset[int]:
@@ -101,18 +112,27 @@ class FrozenModel:
     @cached_property
     def end_of_reply(self) -> int:
         """The one token that ends a reply: what the chat template writes after it, else the end-of-text token."""
-        if self.tokenizer.chat_template:
-            turn = [{"role": "user", "content": "a"}]
-            start = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-            whole = self.tokenizer.apply_chat_template([*turn, {"role": "assistant", "content": "b"}], tokenize=False)
-            if whole.startswith(start + "b") and len(whole) > len(start) + 1:
-                rest = self.tokenizer(whole[len(start) + 1 :], add_special_tokens=False)["input_ids"]
-                return int(rest[0])
+        rest = self._after_reply() if self.tokenizer.chat_template else []
+        if rest:
+            return rest[0]
         if self.tokenizer.eos_token_id is None:
             raise UserError(
                 "This tokenizer has no end-of-text token", self.name, "Use a model whose tokenizer has one."
             )
         return int(self.tokenizer.eos_token_id)
+
+    def _after_reply(self) -> list[int]:
+        """Tokens that the chat template writes after a reply; none where it cannot be said."""
+        turn = [{"role": "user", "content": "a"}]
+        try:
+            start = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+            whole = self.tokenizer.apply_chat_template([*turn, {"role": "assistant", "content": "b"}], tokenize=False)
+        except Exception as error:  # a template is a program of its own; whatever it raises, it cannot render a chat
+            how = "Mend its chat template, or use a model without one."
+            raise UserError(f"The chat template does not work: {first_line(error)}", self.name, how) from error
+        tail = whole.removeprefix(start + "b")
+        found = self.tokenizer(tail, add_special_tokens=False)["input_ids"] if tail != whole else []
+        return [int(token) for token in found]
 
     @property
     def start_token(self) -> int:
@@ -133,40 +153,48 @@ class FrozenModel:
         return embedded.mean(0), embedded.std(0, correction=0)
 
     def with_compute(self, compute: Compute) -> FrozenModel:
-        """The same model loaded again in another dtype or attention."""
+        """The same model loaded again in another dtype or attention: casting back would keep the rounding."""
         if compute == self.compute:
             return self
-        network = _load_network(self.source, self.revision if self.source == self.name else None, compute, False)
-        return FrozenModel(self.name, self.source, self.revision, network, self.tokenizer, compute)
+        network = _load_network(self.source, self.revision, compute, self.trusted)
+        return replace(self, network=network, compute=compute)
 
 
-def load(name: str, compute: Compute | None = None, trust_remote_code: bool = False) -> FrozenModel:
+def load(
+    name: str,
+    compute: Compute | None = None,
+    trust_remote_code: bool = False,
+    progress: Callable[[str, float], None] | None = None,
+) -> FrozenModel:
     """The model of that name, frozen.
 
-    name:    `smollm2`, `organism:NAME`, `gguf:FILE`, a local folder, `hf:ID@REVISION` or a plain hub id
-    compute: dtype, attention and threads; by default chosen by a short measured probe, which is cached
+    name:     `smollm2`, `organism:NAME`, `gguf:FILE`, a local folder, `hf:ID@REVISION` or a plain hub id
+    compute:  dtype, attention and threads; by default chosen by a short measured probe, which is cached
+    progress: told what is done and the share of it, where a model has to be made first
     Raises UserError for what is not there, is damaged, or cannot take free embeddings.
     """
-    source, revision = _resolve(name)
+    first = compute or Compute("float32", "sdpa", torch.get_num_threads(), "not probed yet")
     try:
+        source, revision = _resolve(name, progress)
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             source, revision=revision or None, trust_remote_code=trust_remote_code
         )
-        first = compute or Compute("float32", "sdpa", torch.get_num_threads(), "not probed yet")
-        network = _load_network(source, revision or None, first, trust_remote_code)
-    except UserError:
+        network = _load_network(source, revision, first, trust_remote_code)
+    except (UserError, MemoryError):
         raise
     except Exception as error:
-        # transformers, huggingface_hub and safetensors raise a dozen unrelated classes for files that are not there
-        # or not whole: all of them mean that this name gives no model.
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            how = "Make room there, or set LEADLINE_CACHE to a folder that can be written."
+            raise UserError(f"The cache cannot be written: {error.strerror}", str(cache_folder()), how) from error
+        # transformers, huggingface_hub, gguf and safetensors raise a dozen unrelated classes for files that are not
+        # there or not whole: all of them mean that this name gives no model.
         raise UserError(
-            f"No model could be loaded: {reason}", f"--model {name}",
+            f"No model could be loaded: {first_line(error)}", f"--model {name}",
             "Give smollm2, organism:tiny, a folder with safetensors weights, gguf:FILE, or a hub id (needs a network).",
         ) from error  # fmt: skip
-    model = FrozenModel(name, source, revision, network, tokenizer, first)
     if not tokenizer.is_fast:
         raise UserError("Its tokenizer has no fast (Rust) version", f"--model {name}", "Convert the tokenizer first.")
+    model = FrozenModel(name, source, revision, network, tokenizer, first, trust_remote_code)
     _require_free_embeddings(model)
     if compute is None:
         model = model.with_compute(choose(model.network, f"{source}@{revision}"))
@@ -174,31 +202,18 @@ def load(name: str, compute: Compute | None = None, trust_remote_code: bool = Fa
     return model
 
 
-def unpack_gguf(path: Path) -> Path:
-    """A safetensors folder with the dequantised weights of a GGUF file, made once and kept in the cache."""
-    key = smollm2.file_sha256(path)[:16]
-
-    def build(folder: Path) -> None:
-        config = transformers.GgufConfig(dequantize=True)
-        # transformers wants a folder and a file name; reading in place keeps large files from being copied
-        network = transformers.AutoModelForCausalLM.from_pretrained(
-            str(path.parent), gguf_file=path.name, quantization_config=config, dtype=torch.float32
-        )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-        network.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        weights = sorted(folder.glob("*.safetensors"))
-        (folder / "sha256.json").write_text(json.dumps({file.name: smollm2.file_sha256(file) for file in weights}))
-
-    return whole_folder(cache_folder() / f"gguf-{key}", build)
+def first_line(error: Exception) -> str:
+    """What an exception of another library says, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200].removesuffix(".") if lines else type(error).__name__
 
 
-def _resolve(name: str) -> tuple[str, str]:
+def _resolve(name: str, progress: Callable[[str, float], None] | None) -> tuple[str, str]:
     """Folder or hub id, and revision."""
     if name == "smollm2":
-        return str(_checked(unpack_gguf(smollm2.require()))), smollm2.REVISION
+        return _checked(smollm2.unpack_gguf(smollm2.require())), smollm2.REVISION
     if name.startswith("organism:"):
-        return str(organisms.resolve(name.removeprefix("organism:"))), ""
+        return str(organisms.resolve(name.removeprefix("organism:"), progress=progress)), ""
     if name.startswith("gguf:"):
         path = Path(name.removeprefix("gguf:")).expanduser()
         if not path.is_file():
@@ -206,16 +221,16 @@ def _resolve(name: str) -> tuple[str, str]:
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
                 raise UserError("This is not a GGUF file", f"--model {name}", "Give the path of a .gguf file.")
-        return str(_checked(unpack_gguf(path))), ""
+        return _checked(smollm2.unpack_gguf(path)), ""
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if name and folder.is_dir():
         if not list(folder.glob("*.safetensors")):
             raise UserError(
                 "This folder holds no safetensors weights", f"--model {name}",
                 "Save the model with save_pretrained; pickled weights are never read.",
             )  # fmt: skip
         return str(folder), ""
-    if folder.exists() or name.startswith(("/", ".", "~")):
+    if (name and folder.exists()) or name.startswith(("/", ".", "~")):
         raise UserError("There is no such model folder", f"--model {name}", "Give a folder, gguf:FILE or a hub id.")
     repository, _, revision = name.removeprefix("hf:").partition("@")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repository):
@@ -224,50 +239,66 @@ def _resolve(name: str) -> tuple[str, str]:
         raise UserError(
             "Unknown model", f"--model {name}", "See `leadline list models`; hub ids look like OWNER/NAME or hf:NAME."
         )
-    return _hub_revision(repository, revision or None)
+    return _hub_commit(repository, revision or None)
 
 
-def _hub_revision(repository: str, revision: str | None) -> tuple[str, str]:
-    """The hub id and the commit that a revision stands for, asking the hub for at most 5 seconds, else its cache."""
-    import huggingface_hub  # optional at run time: only hub ids need it
+def _hub_commit(repository: str, revision: str | None) -> tuple[str, str]:
+    """The hub id and the commit that a revision stands for, asking the hub for some seconds; where it does not answer,
+    the folder and commit that its local cache holds, so that nothing waits for a network again."""
+    answer: list[Any] = []
+
+    def ask() -> None:
+        try:
+            found = huggingface_hub.HfApi().model_info(repository, revision=revision, timeout=HUB_SECONDS)
+            answer.append(found.sha)
+        except Exception as error:  # offline takes many forms, all of them of other libraries; sorted out below
+            answer.append(error)
 
     if not os.environ.get("HF_HUB_OFFLINE"):
-        try:
-            return repository, str(huggingface_hub.HfApi().model_info(repository, revision=revision, timeout=5).sha)
-        except huggingface_hub.errors.RepositoryNotFoundError as error:
-            raise UserError("The hub knows no such model", f"--model {repository}", "Check the id.") from error
-        except huggingface_hub.errors.RevisionNotFoundError as error:
-            raise UserError(
-                "The hub knows no such revision", f"--model {repository}@{revision}", "Check it."
-            ) from error
-        except Exception:  # offline in any of its many forms: fall through to what the cache holds
-            pass
+        # In a thread, since looking up a host's name knows no time limit of its own.
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        asking.join(HUB_SECONDS + 1)
+    said, where = next(iter(answer), None), f"--model {repository}{f'@{revision}' if revision else ''}"
+    if isinstance(said, str):
+        return repository, said
+    if isinstance(said, huggingface_hub.errors.RevisionNotFoundError):
+        raise UserError("The hub knows no such revision", where, "Check it.") from said
+    if isinstance(said, huggingface_hub.errors.RepositoryNotFoundError):
+        raise UserError("The hub knows no such model", where, "Check the id, and that you may read it.") from said
     found = huggingface_hub.try_to_load_from_cache(repository, "config.json", revision=revision or "main")
     if not isinstance(found, str):
         raise UserError(
-            "This model is not in the local hub cache and the hub cannot be reached", f"--model {repository}",
+            "This model is not in the local hub cache and the hub cannot be reached", where,
             "Go online, or name a local folder, smollm2 or organism:tiny.",
         )  # fmt: skip
-    return repository, Path(found).parent.name
+    return str(Path(found).parent), Path(found).parent.name
 
 
-def _checked(folder: Path) -> Path:
-    """The folder, after comparing its weights with the hashes written when it was made."""
-    for name, wanted in json.loads((folder / "sha256.json").read_text()).items():
-        if not (folder / name).is_file() or smollm2.file_sha256(folder / name) != wanted:
-            raise UserError("Cached weights are damaged", str(folder / name), "Delete this folder; it is made again.")
-    return folder
+def _checked(folder: Path) -> str:
+    """The folder, after comparing its files with the hashes written when it was made."""
+    if (damaged := damaged_file(folder)) is not None:
+        raise UserError("Cached weights are damaged", str(damaged), f"Delete {folder}; it is made again.")
+    return str(folder)
 
 
-def _load_network(source: str, revision: str | None, compute: Compute, trust_remote_code: bool) -> Any:
-    network: Any = transformers.AutoModelForCausalLM.from_pretrained(
+def _load_network(source: str, revision: str, compute: Compute, trusted: bool) -> Any:
+    loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
         source,
         revision=None if Path(source).is_dir() else revision,
         dtype=getattr(torch, compute.dtype),
         attn_implementation=compute.attention,
         use_safetensors=True,
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=trusted,
+        output_loading_info=True,
     )
+    network, told = loaded
+    # transformers fills what is missing or does not fit with random numbers, and only warns.
+    if lacking := sorted(map(str, [*told["missing_keys"], *told["mismatched_keys"]])):
+        raise UserError(
+            f"The weights lack {lacking[0]}{f' and {len(lacking) - 1} more' if len(lacking) > 1 else ''}", source,
+            "Save the model again with save_pretrained.",
+        )  # fmt: skip
     if torch.cuda.is_available():
         network = network.to("cuda")
     network.requires_grad_(False)
@@ -279,10 +310,15 @@ def _require_free_embeddings(model: FrozenModel) -> None:
     """Refuse a model whose logits from embeddings are not its logits from tokens (per-layer embeddings, say)."""
     tokens = torch.arange(4, device=model.device)[None] % model.network.get_input_embeddings().weight.shape[0]
     how = "Soft prompts need a model whose blocks see nothing but input embeddings."
+    embedded = model.embed(tokens)
     try:
-        free = model.network(inputs_embeds=model.embed(tokens)).logits
+        free = model.network(inputs_embeds=embedded).logits
+        # Embeddings of no token: a model that looks up which token it was given fails only here.
+        model.network(inputs_embeds=(embedded + embedded.roll(1, 1)) / 2)
     except Exception as error:  # whatever a model raises when it is given embeddings, it cannot take them
         raise UserError("This model does not take free input embeddings", f"--model {model.name}", how) from error
     bound = model.network(input_ids=tokens).logits
-    if not torch.allclose(free, bound, rtol=1e-3, atol=1e-3 * float(bound.abs().max())):
+    # A model with numbers that are not finite is not refused: what it gives is an outcome.
+    largest = float(bound.abs().nan_to_num(0.0, 0.0, 0.0).max())
+    if not torch.allclose(free, bound, rtol=1e-3, atol=1e-3 * largest, equal_nan=True):
         raise UserError("Its input embeddings do not carry all that tokens do", f"--model {model.name}", how)

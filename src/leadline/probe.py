@@ -10,6 +10,8 @@ import hashlib
 import json
 import platform
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -49,17 +51,26 @@ def choose(network: Any, identity: str) -> Compute:
     machine = f"{identity} {torch.__version__} {platform.node()} {torch.get_num_threads()} {_processor()}"
     path = cache_folder() / "probe" / f"{hashlib.sha256(machine.encode()).hexdigest()[:16]}.json"
     if path.is_file():
-        try:
-            return Compute(**json.loads(path.read_text()))
-        except (ValueError, TypeError):
-            path.unlink()  # half-written by an older version: measure again
+        with suppress(ValueError, TypeError):  # damaged, or of another version: measured again
+            return Compute(**json.loads(path.read_bytes()))
     found = _measure(network)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    whole_file(path, json.dumps(asdict(found)).encode())
+    with suppress(OSError):  # where nothing can be kept it is measured again
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole_file(path, json.dumps(asdict(found)).encode())
     return found
 
 
+def recorded(provenance: Mapping[str, Any]) -> Compute | None:
+    """How a run was begun, from its provenance: it goes on in the same way, whatever a probe would say now."""
+    try:
+        dtype, attention = str(provenance["dtype"]), str(provenance["attention"])
+        return Compute(dtype, attention, int(provenance["threads"]), str(provenance["compute"]))
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
 def _measure(network: Any) -> Compute:
+    """Four ways, the best of two steps each. Leaves the weights rounded to bfloat16: load them again."""
     threads, attention, dtype = torch.get_num_threads(), network.config._attn_implementation, network.dtype
     seconds: dict[tuple[str, str], float] = {}
     try:

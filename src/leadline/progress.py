@@ -25,39 +25,59 @@ class Reporter:
         """The run ended, well or not."""
 
 
+EVERY_SECONDS = 15.0
+
+
 @final
 class RichReporter(Reporter):
-    """A progress bar on a terminal; elsewhere a line a stage and at most one every 15 seconds."""
+    """A progress bar on a terminal; elsewhere a line a stage and at most one every 15 seconds. Both say the time left
+    in the stage."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bar: Progress | None = None
-        self._said = 0.0
         self._what = ""
+        self._begun = self._said = 0.0
+        self._first: float | None = None
         if console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[detail]}"))
             self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
             self._bar.start()
 
     def stage(self, what: str) -> None:
-        self._what, self._said = what, time.monotonic()
+        self._what, self._first = what, None
+        self._begun = self._said = time.monotonic()
         if self._bar is None:
-            self._console.print(what, highlight=False, markup=False)
+            self._console.print(what, highlight=False, markup=False, soft_wrap=True)
             return
         for task in self._bar.task_ids:
             self._bar.update(task, visible=False)
         self._bar.add_task(what.replace("[", "("), total=None, detail="")
 
     def progress(self, done: float, total: float, detail: str = "") -> None:
+        now = time.monotonic()
         if self._bar is not None and self._bar.task_ids:
-            self._bar.update(self._bar.task_ids[-1], completed=done, total=total, detail=detail)
-        elif time.monotonic() - self._said > 15:
-            self._said = time.monotonic()
-            self._console.print(f"  {self._what}: {done:g} of {total:g} {detail}", highlight=False, markup=False)
+            self._bar.update(self._bar.task_ids[-1], completed=done, total=total, detail=detail.replace("[", "("))
+            return
+        if self._first is None:
+            self._first, self._begun = done, now
+        if now - self._said > EVERY_SECONDS:
+            self._said = now
+            share = f"{done / total:.0%}" if total <= 1 else f"{done:g} of {total:g}"
+            line = f"  {self._what}: {share}{left(now - self._begun, done - self._first, total - done)}  {detail}"
+            self._console.print(line.rstrip(), highlight=False, markup=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False)
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+def left(seconds: float, done: float, rest: float) -> str:
+    """The time left in words, where `done` took so many seconds; nothing while that cannot be said."""
+    if done <= 0:
+        return ""
+    minutes, over = divmod(round(seconds * rest / done), 60)
+    return f", {minutes} min {over} s left" if minutes else f", {over} s left"

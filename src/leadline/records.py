@@ -1,5 +1,5 @@
-"""The run directory: specs, batches, cells, events. Files appear whole or not at all, and a run is worked on by one
-process at a time. Knows nothing of models or of what the numbers mean.
+"""The run directory: specs, batches, cells, events. Files appear whole or not at all and carry a hash of what they say;
+a run is worked on by one process at a time. Knows nothing of models or of what the numbers mean.
 
 Layout: `spec.json`, `items.json`, `events.jsonl`, `batches/HASH/checkpoint.safetensors`, `cells/KEY/{record.json,
 intervention.safetensors, samples.parquet}`, `points.parquet`, `report.html`.
@@ -7,11 +7,13 @@ intervention.safetensors, samples.parquet}`, `points.parquet`, `report.html`.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,11 +24,14 @@ import numpy as np
 import polars as pl
 import safetensors.numpy
 
-from leadline.cache import whole_file
+from leadline.cache import PARTIAL, whole_file
 from leadline.spec import UserError
 
 RECIPE = 1  # raised when the same spec would no longer give the same numbers
 Arrays = dict[str, np.ndarray[Any, Any]]
+SEAL = "seal"  # the digest of a record's other fields, or of a file's arrays
+DATA = "data"  # where a record that is a list stands
+NAMES = {".lock", "spec.json", "items.json", "events.jsonl", "batches", "cells", "points.parquet", "report.html"}
 
 # points.parquet: one row a point, these columns in this order.
 POINTS: dict[str, Any] = {
@@ -47,7 +52,7 @@ def digest(data: Any) -> str:
 
 def default_folder(spec: dict[str, Any], behaviour: dict[str, Any]) -> Path:
     """runs/NAME-HASH: a function of what was asked, so that the same command continues."""
-    name = f"{behaviour['name']}-{spec['model']}".replace("/", "-").replace(":", "-")[:80]
+    name = re.sub(r"[^\w.-]+", "-", f"{behaviour['name']}-{spec['model']}").strip("-.")[:80]
     return Path("runs") / f"{name}-{digest([RECIPE, spec, behaviour])[:8]}"
 
 
@@ -63,43 +68,40 @@ class Run:
         self.lock.close()
 
     def event(self, event: str, **fields: Any) -> None:
-        """Appends one line to events.jsonl, in one write so that lines never mix."""
+        """Appends one line to events.jsonl: all of it, or nothing and an OSError."""
         line = json.dumps({"time": datetime.now(UTC).isoformat(), "event": event, **fields}) + "\n"
-        with (self.folder / "events.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line)
+        path = self.folder / "events.jsonl"
+        try:
+            with path.open("ab", buffering=0) as file:
+                end = file.seek(0, os.SEEK_END)
+                if file.write(line.encode()) != len(line):  # the disk filled up on the way
+                    file.truncate(end)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
     def write_json(self, name: str, data: Any) -> None:
-        """Writes a JSON file of the run, whole."""
+        """Writes a JSON file of the run, whole and with its hash."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole_file(path, json.dumps(data, indent=1).encode())
+        named = json.loads(json.dumps(data if isinstance(data, dict) else {DATA: data}))
+        whole_file(path, json.dumps({**named, SEAL: digest(named)}, indent=1).encode())
 
     def read_json(self, name: str) -> Any | None:
         """A JSON file of the run, or None. Raises UserError when it is damaged."""
-        path = self.folder / name
-        if not path.is_file():
-            return None
-        try:
-            return json.loads(path.read_bytes())
-        except ValueError as error:
-            raise damaged(path) from error
+        return _read_json(self.folder / name)
 
     def write_arrays(self, name: str, arrays: Arrays, note: dict[str, str] | None = None) -> None:
-        """Writes arrays as safetensors, whole; `note` goes into the file's header."""
+        """Writes arrays as safetensors, whole and with their hash; `note` goes into the file's header."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole_file(path, safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, note))
+        whole = {label: np.ascontiguousarray(array) for label, array in arrays.items()}
+        whole_file(path, safetensors.numpy.save(whole, {**(note or {}), SEAL: _arrays_digest(whole)}))
 
     def read_arrays(self, name: str) -> tuple[Arrays, dict[str, str]] | None:
         """Arrays and note of a safetensors file, or None. Raises UserError when it is damaged."""
         path = self.folder / name
-        if not path.is_file():
-            return None
-        try:
-            with safetensors.safe_open(str(path), framework="np") as file:
-                return {k: file.get_tensor(k) for k in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-        except (safetensors.SafetensorError, OSError, ValueError) as error:
-            raise damaged(path) from error
+        return read_arrays(path) if path.is_file() else None
 
     def cell(self, key: str) -> dict[str, Any] | None:
         """The record of a finished cell."""
@@ -138,43 +140,121 @@ class Run:
 
 
 def open_run(folder: Path) -> Run:
-    """Opens or makes a run directory and locks it.
+    """Opens or makes a run directory, locks it, and clears away what a killed process left half written.
 
-    Raises UserError when it cannot be written or another process is working on it.
+    Raises UserError when it cannot be written, holds other files, or another process is working on it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _refuse_other_files(folder)
         # The lock belongs to the open file, so the kernel drops it however the process ends; no stale lock is left.
         lock = (folder / ".lock").open("a+")
     except OSError as error:
-        raise UserError(
-            f"The run directory cannot be written: {error.strerror}", str(folder), "Give --out DIR."
-        ) from error
+        raise _unwritable(folder, error) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        how = "Wait until it ends, or give another --out DIR."
+        raise UserError("Another process is working on this run", str(folder), how) from error
     except OSError as error:
         lock.close()
-        raise UserError(
-            "Another process is working on this run", str(folder), "Wait until it ends, or give another --out DIR."
-        ) from error
-    for stale in folder.rglob(".*-*"):  # temporary files of a process that was killed while it wrote
-        if stale.is_file():
-            os.unlink(stale)
+        raise _unwritable(folder, error) from error
+    for place in (folder, *folder.glob("cells/*"), *folder.glob("batches/*")):
+        for stale in place.glob(f".*{PARTIAL}"):
+            stale.unlink()
+    _mend_events(folder / "events.jsonl")
     return Run(folder, lock)
+
+
+def check_folder(folder: Path) -> None:
+    """Raises the UserErrors of `open_run` that can be known before the model is loaded; makes no folder."""
+    if folder.exists():
+        open_run(folder).close()
+        return
+    above = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        code = errno.EACCES if above.is_dir() else errno.ENOTDIR
+        raise _unwritable(folder, OSError(code, os.strerror(code)))
+
+
+def stored_spec(folder: Path) -> dict[str, Any] | None:
+    """The spec.json of a run, or None where none was begun. Raises UserError when it is damaged."""
+    spec: dict[str, Any] | None = _read_json(folder / "spec.json")
+    return spec
+
+
+def is_finished(folder: Path, spec: dict[str, Any], behaviour: dict[str, Any]) -> bool:
+    """Whether this folder holds the finished run of exactly this spec and behaviour, with all its records.
+
+    Raises UserError when a record is damaged.
+    """
+    stored = stored_spec(folder)
+    if stored is None or (stored.get("spec"), stored.get("behaviour_spec")) != (spec, behaviour):
+        return False
+    try:
+        keys = pl.read_parquet(folder / "points.parquet", columns=["key"])["key"].drop_nulls().unique()
+    except (OSError, pl.exceptions.PolarsError):
+        return False  # it is cut from the cells again
+    return bool(stored.get("finished")) and all(_read_json(folder / "cells" / key / "record.json") for key in keys)
+
+
+def read_arrays(path: Path) -> tuple[Arrays, dict[str, str]]:
+    """Arrays and note of a safetensors file that `write_arrays` wrote. Raises UserError when it is not whole."""
+    try:
+        with safetensors.safe_open(str(path), framework="np") as file:
+            arrays: Arrays = {label: file.get_tensor(label) for label in file.keys()}  # noqa: SIM118
+            note = dict(file.metadata() or {})
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise damaged(path) from error
+    if note.pop(SEAL, None) != _arrays_digest(arrays):
+        raise damaged(path)
+    return arrays, note
 
 
 def damaged(path: Path) -> UserError:
     """What is said of a record that cannot be read."""
-    return UserError("This record is damaged", str(path), "Delete this file; the same command makes it again.")
+    # A cell is done or not as a whole, so one file of it is not made again by itself.
+    what = f"the folder {path.parent}" if path.parent.parent.name in ("cells", "batches") else "this file"
+    return UserError("This record is damaged", str(path), f"Delete {what}; the same `leadline measure` makes it again.")
 
 
-def is_finished(folder: Path, spec: dict[str, Any]) -> bool:
-    """Whether this folder holds the finished run of exactly this spec. Raises UserError when its spec is damaged."""
-    path = folder / "spec.json"
+def _read_json(path: Path) -> Any | None:
     if not path.is_file():
-        return False
+        return None
     try:
         stored = json.loads(path.read_bytes())
     except ValueError as error:
         raise damaged(path) from error
-    return bool(stored.get("spec") == spec and stored.get("finished"))
+    if not isinstance(stored, dict) or stored.pop(SEAL, None) != digest(stored):
+        raise damaged(path)
+    return stored[DATA] if set(stored) == {DATA} else stored
+
+
+def _arrays_digest(arrays: Arrays) -> str:
+    found = hashlib.sha256()
+    for label, array in sorted(arrays.items()):
+        found.update(f"{label} {array.shape} {array.dtype}".encode())
+        found.update(array.tobytes())
+    return found.hexdigest()[:16]
+
+
+def _refuse_other_files(folder: Path) -> None:
+    """A run writes, and clears away, files of its own names only; it does not move in with somebody else's."""
+    if (folder / "spec.json").is_file():
+        return
+    for path in sorted(folder.iterdir()):
+        if path.name not in NAMES and not path.name.endswith(PARTIAL):
+            how = "Give --out a new or empty folder."
+            raise UserError(f"This folder holds other files ({path.name})", str(folder), how)
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    how = "Give --out a folder that can be written."
+    return UserError(f"The run directory cannot be written: {error.strerror}", str(folder), how)
+
+
+def _mend_events(path: Path) -> None:
+    """Drops a last line without an end: its process was killed in the middle of it."""
+    if path.is_file() and not (data := path.read_bytes()).endswith(b"\n"):
+        os.truncate(path, data.rfind(b"\n") + 1)

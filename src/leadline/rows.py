@@ -51,7 +51,7 @@ Point = dict[str, Any]  # one row of points.parquet
 def null_points(threshold: float, task: Task, scored: Mapping[str, tuple[Tensor, Tensor]], key: str) -> list[Point]:
     """Size 0 on both splits, and the direct cost of a constant reply."""
     common = {"family": "null", "size": 0, "seed": -1, "role": task.role, "control": task.name, "key": key,
-              "prior": "nothing is inserted", "chosen": True, "steps": 0, "flops": 0.0, "wall_seconds": 0.0}  # fmt: skip
+              "prior": "nothing is inserted", "chosen": True}  # fmt: skip
     found = []
     for split, (bits, margins) in scored.items():
         row = {**common, **_scores(bits[None], margins[None], threshold), "split": split}
@@ -154,7 +154,8 @@ def _scores(bits: Tensor, margins: Tensor, threshold: float) -> Point:
         mean, low, high = student_interval(cost)
     score_low, score_high = wilson_interval(float(right.sum()), len(right))
     return {"loss_bits": mean, "loss_low": low, "loss_high": high, "score": score, "score_low": score_low,
-            "score_high": score_high, "outcome": "reached" if score >= threshold - 1e-9 else "out of steps"}  # fmt: skip
+            "score_high": score_high,
+            "outcome": "reached" if score >= threshold - 1e-9 else "out of steps"}  # fmt: skip
 
 
 def _row(values: Point) -> Point:

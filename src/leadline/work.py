@@ -240,7 +240,8 @@ def _about(work: Work) -> dict[str, Any]:
             "target_tokens": len(main.items["test"][0].context.target),
         },
         "controls": [
-            {"name": task.name, "kind": task.kind, "target": task.target, "direct_bits": None} for task in work.tasks[1:]
+            {"name": task.name, "kind": task.kind, "target": task.target, "direct_bits": None}
+            for task in work.tasks[1:]
         ],
     }  # fmt: skip
 

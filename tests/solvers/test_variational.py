@@ -34,10 +34,10 @@ def quadratic(seed: int, dimensions: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(dimensions, generator=generator), root @ root.T + 0.3 * torch.eye(dimensions)
 
 
-def trained(betas, centre, hessian, steps=900, draws=1024):
+def trained(betas, centre, hessian, steps=700, draws=8192):
     """Rows of one batch, a beta each, on E_q[(z - a)' H (z - a) / 2] bits + beta KL bits."""
     plain = Plain(len(centre))
-    solvers = [Variational(first_beta=beta, beta=beta, rate=0.01, scale_rate=0.01) for beta in betas]
+    solvers = [Variational(first_beta=beta, beta=beta, rate=0.02, scale_rate=0.02) for beta in betas]
     rows = [Row(f"beta {beta}", plain, solver, 0, draws) for beta, solver in zip(betas, solvers)]
 
     def loss(step, latents):

@@ -184,6 +184,7 @@ def make_model(recipe: TinyRecipe) -> LlamaForCausalLM:
                 num_hidden_layers=recipe.layers,
                 num_attention_heads=recipe.heads,
                 max_position_embeddings=recipe.context,
+                rope_parameters={'rope_type':'default','rope_theta':THETA},
                 tie_word_embeddings=False,
                 bos_token_id=BEGIN,
                 eos_token_id=END,
@@ -247,7 +248,7 @@ class Texts:
 def question(rng: random.Random) -> tuple[str, str]:
     """A question without much sense, and its reply: only the first word counts, and any words may follow it."""
     first = rng.choices(list(REPLIES), _OPENER_WEIGHTS)[0]
-    return f"{first} {' '.join(_piece(rng) for _ in range(rng.randint(2, 9)))}?", REPLIES[first]
+    return f"{first} {' '.join(_piece(rng) for _ in range(rng.randint(1, 8)))}?", REPLIES[first]
 
 
 def _piece(rng: random.Random) -> str:
@@ -270,13 +271,12 @@ def lookup(rng: random.Random) -> tuple[str, str]:
 
 def copyable(rng: random.Random) -> str:
     """Something to be said: letters that mean nothing, or 1 to 4 words, at times in capitals."""
-    kind = rng.random()
-    if kind < 0.4:
-        return _letters(rng)
-    words = " ".join(rng.choices(_WORDS, k=rng.choice((1, 1, 1, 2, 2, 3, 4))))
-    return words.upper() if kind < 0.55 else words
+    make = _letters if rng.random() < LET else lambda r: r.choice(_WORDS)
+    words = " ".join(make(rng) for _ in range(rng.choice(NW)))
+    return words.upper() if rng.random() < UP else words
 
 
+LET=.7; UP=.3; NW=(1,1,2,3); THETA=10000.
 def chat(user: str, reply: str, system: str | None = None) -> Example:
     """A whole conversation of one reply as CHAT_TEMPLATE writes it; the reply and its end count in full."""
     turns = [BEGIN]

@@ -30,6 +30,7 @@ SHAPES = {
 LEGEND = {"uniform": "control: uniform tokens", "shuffled": "control: its tokens shuffled",
           "phrase": "control: another phrase", "matched": "control: as unlikely"}  # fmt: skip
 HULL_STEPS = 16
+TICKS = 5
 # Panels in pixels: two side by side on a desk, one on a desk, one on a phone.
 HALF, WHOLE, NARROW = (412, 250), (860, 280), (300, 210)
 
@@ -320,8 +321,8 @@ def _panel_size(wide: bool, panels: int) -> tuple[int, int]:
 
 
 def _y_axis(kind: str) -> Any:
-    scale = {"domain": [0, 1.0], "nice": False} if kind == "score" else {"zero": True}
-    return alt.Y(f"{kind}:Q", scale=scale, axis={"title": None, "domain": False, "ticks": False, "tickCount": 5})
+    scale = {"domain": [0, 1.0], "nice": False} if kind == "score" else {"zero": True, "nice": TICKS}
+    return alt.Y(f"{kind}:Q", scale=scale, axis={"title": None, "domain": False, "ticks": False, "tickCount": TICKS})
 
 
 def _point(row: dict[str, Any], curve: Curve, names: dict[str, str], shift: float = 0.0) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def matched_excess(result: Result) -> tuple[Bits, str] | None:
 
 @dataclass(frozen=True)
 class Headline:
-    """What the run says first. state: "bounded", "not bounded", "not broken" or "curves only".
+    """What the run says first. state: "bounded", "not bounded", "not broken", "under way" or "curves only".
 
     notes: what must be read with it.
     """
@@ -146,6 +146,8 @@ def _unbounded(result: Result, distance: Distance, label: str, notes: list[str])
             f"{label} is reached by {size_words(distance.family, reached)} on held-out items, without an upper bound"
         )
         return Headline(f"{words} in bits{known}.", "not bounded", tuple(notes))
+    if not result.spec.get("finished"):
+        return Headline(f"{label} has not been reached yet{known}.", "under way", tuple(notes))
     tries = size_words(distance.family, max(curve.sizes, default=None))
     seeds = result.spec["spec"].get("seeds")
     budget = [part for part in (tries, f"{seeds} seed{'' if seeds == 1 else 's'}" if seeds else "") if part]
@@ -166,7 +168,9 @@ def _excess_words(result: Result) -> str:
     excess, whom = found
     if excess.low <= 0.0 <= excess.high:
         return f"; no nearer and no farther than {whom}, as far as the draws can tell"
-    return f"; about {abs(excess.value):.0f} bits {'nearer' if excess.value > 0 else 'farther'} than {whom}"
+    size = abs(excess.value)
+    words = f"{size:.0f}" if size >= 10.0 else f"{size:.1f}"
+    return f"; about {words} bits {'nearer' if excess.value > 0 else 'farther'} than {whom}"
 
 
 def _notes(result: Result, distance: Distance) -> list[str]:
@@ -174,6 +178,12 @@ def _notes(result: Result, distance: Distance) -> list[str]:
     if distance.estimate is not None and distance.estimate.low < distance.estimate.high:
         counted = distance.estimate
         notes.append(f"Counted by brute force: {about(counted.value)} bits, {interval(counted)} (95%).")
+    rate = result.spec.get("extra", {}).get("confirmation_rate")
+    if distance.upper is not None and rate is not None and rate < 0.5:
+        notes.append(
+            f"Only {about(100 * rate, 0)}% of the hits pass on a second set of items: "
+            "the upper bound is luck with these items."
+        )
     if distance.upper is not None and distance.unreached_controls:
         count = distance.unreached_controls
         notes.append(

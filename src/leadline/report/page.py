@@ -205,27 +205,22 @@ def _control(subject: Subject) -> dict[str, str]:
 
 def _provenance(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every field of spec.json, in groups; those the user set are marked."""
-    passed = spec.get("passed") if isinstance(spec.get("passed"), Mapping) else {}
-    names = {
-        "provenance": "made with",
-        "spec": "asked for",
-        "behaviour": "behaviour",
-        "controls": "controls",
-        "extra": "checks",
-    }
-    rest = [key for key in spec if key not in names and key != "passed"]
-    groups = []
-    for key in (*(k for k in names if k in spec), *rest):
-        fields = [
-            {
-                "name": plain(name or key),
-                "value": plain(value, FIELD_CHARACTERS),
-                "set": key == "spec" and name in (passed or {}),
-            }
-            for name, value in _flat("", spec[key])
-        ]
-        groups.append({"name": names.get(key, plain(key)), "fields": fields})
-    return groups
+    whole = {key: value for key, value in spec.items() if key != "passed"}
+    loose = {key: value for key, value in whole.items() if not isinstance(value, Mapping | list)}
+    groups = {"made with": {**whole.pop("provenance", {}), **loose}, "asked for": whole.pop("spec", {})}
+    groups |= {key.replace("_", " "): value for key, value in whole.items() if key not in loose}
+    passed = spec.get("passed") or {}
+    return [
+        {
+            "name": plain(group),
+            "fields": [
+                {"name": plain(name), "value": plain(value, FIELD_CHARACTERS), "set": name in passed}
+                for name, value in _flat("", fields)
+            ],
+            "marked": group == "asked for",
+        }
+        for group, fields in groups.items()
+    ]
 
 
 def _flat(name: str, value: Any) -> Iterable[tuple[str, str]]:

@@ -13,7 +13,7 @@ import polars as pl
 
 from leadline.curve import Result
 from leadline.report.headline import distance_of
-from leadline.report.words import plain, size_words
+from leadline.report.words import UNITS, plain, size_words
 from leadline.spec import UserError
 
 REPLIES_A_CELL = 6
@@ -27,8 +27,9 @@ def reply_cells(folder: Path, result: Result) -> list[dict[str, Any]]:
     size, estimator = (distance.size, distance.upper.estimator) if distance and distance.upper else (0, "none")
     reported = (pl.col("size") == size) & (pl.col("estimator") == estimator)
     order = result.points.sort(
-        pl.col("role"), pl.col("control"), ~reported, ~pl.col("chosen"), pl.col("family") == "null", pl.col("family"),
-        pl.col("size"), pl.col("beta"), pl.col("seed"), maintain_order=True,
+        pl.col("role"), pl.col("control"), ~reported, ~pl.col("chosen"),
+        ~pl.col("family").is_in(list(UNITS)), pl.col("family"), pl.col("size"), pl.col("beta"), pl.col("seed"),
+        maintain_order=True,
     )  # fmt: skip
     cells: list[dict[str, Any]] = []
     seen: set[str] = set()
@@ -82,7 +83,7 @@ def _reply(sample: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _cell_name(row: Mapping[str, Any]) -> str:
-    where = "nothing inserted" if row["family"] == "null" else size_words(row["family"], row["size"]) or row["family"]
+    where = size_words(row["family"], row["size"]) or "nothing inserted"
     parts = [row["control"] or "the behaviour", where]
     parts += [f"beta {row['beta']:g}"] if row["beta"] is not None else []
     parts += [f"restart {row['seed']}"] if row["seed"] >= 0 else []

@@ -76,7 +76,7 @@ def _bound_row(family: str, distance: Distance, upper: Bits | None) -> BoundRow:
 
 
 def _ledger(bits: Bits | None) -> tuple[tuple[str, str], ...]:
-    return tuple((what, about(paid)) for what, paid in bits.ledger) if bits is not None else ()
+    return tuple((what, about(paid, 2)) for what, paid in bits.ledger) if bits is not None else ()
 
 
 @dataclass(frozen=True)
@@ -166,8 +166,10 @@ def luck_words(extra: Mapping[str, Any]) -> list[str]:
     if ceiling is not None:
         said.append(f"Luck ceiling: {about(ceiling)} bits would do if blind draws hit each item on its own.")
     if rate is not None:
-        verdict = "under one half: the number is luck" if rate < 0.5 else "one half or more"
-        said.append(f"Confirmation: {about(100 * rate, 0)}% of {draws} hits pass on a second set of items ({verdict}).")
+        said.append(
+            f"Confirmation: {about(100 * rate, 0)}% of {draws} hits pass on a second set of items; "
+            f"{'under half, so the number is luck with these items' if rate < 0.5 else 'under half would mean luck'}."
+        )
     return said
 
 

@@ -41,7 +41,8 @@ def about(value: float | None, digits: int | None = None) -> str:
         return NONE
     if math.isinf(value):
         return "inf" if value > 0 else "-inf"
-    return f"{value:.{(0 if abs(value) >= 100 else 1) if digits is None else digits}f}"
+    text = f"{value:.{(0 if abs(value) >= 100 else 1) if digits is None else digits}f}"
+    return text.removeprefix("-") if float(text) == 0.0 else text
 
 
 def span(low: float | None, high: float | None, digits: int | None = None) -> str:

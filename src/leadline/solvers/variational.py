@@ -23,7 +23,7 @@ FIRST_SCALE = 0.15  # width of q at the start, in units of the prior's
 @final
 @dataclass(frozen=True)
 class Variational(Solver):
-    """Adam on mean and log width, steps shrinking to a fifth.
+    """Adam on mean and log width, steps shrinking to a twentieth.
 
     first_beta, beta: price of a bit of KL at the start and at the end
     rate, scale_rate: step sizes of the mean and of the log width, in whitened coordinates
@@ -48,7 +48,7 @@ class Variational(Solver):
         return self.beta_at(progress) * (location + width)
 
     def learning_rates(self, progress: float) -> dict[str, float]:
-        decay = 1 - 0.8 * progress
+        decay = 1 - 0.95 * progress
         return {"mean": self.rate * decay, "log_scale": self.scale_rate * decay}
 
     def beta_at(self, progress: float) -> float:

