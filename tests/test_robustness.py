@@ -183,7 +183,7 @@ def test_behaviours_that_do_not_fit_the_model(capsys, tmp_path, llama):
 
     def with_template(template: str | None) -> Path:
         model = random_model("llama")
-        return save(tmp_path / "templated", model.network, word_tokenizer(words(), template))
+        return save(tmp_path / f"model{next(runs)}", model.network, word_tokenizer(words(), template))
 
     deaf = TEMPLATE.replace("{{ m['content'] }}", "{{ m['content'] if m['role'] != 'system' }}")
     assert "The slot was found 0 times" in said(CHAT + "slot: system\n", "--items", "4", model=with_template(deaf))

@@ -266,7 +266,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stdout.flush()  # a full disk behind a redirection shows here, not at the interpreter's end
         sys.exit(0)
     except UserError as error:
-        _fail(console, str(error), 2)
+        message = str(error).removesuffix(".")
+        _fail(console, f"{message[:1].upper()}{message[1:]}.", 2)
     except cyclopts.CycloptsError as error:
         _fail(console, f"{' '.join(str(error).split()).removesuffix('.')} (command line). See `leadline --help`.", 2)
     except KeyboardInterrupt:

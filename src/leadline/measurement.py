@@ -48,7 +48,7 @@ SAMPLES = 8  # test items whose replies are kept for people to read
 REPLY_TOKENS = 48
 CONFIRM_DRAWS = 32
 NEAR = 0.4  # cells whose validation score is farther below the threshold are not worth drawing from
-CANDIDATES = 6  # cells of one curve that are compared by draws on validation items, at most
+CANDIDATES = 4  # cells of one curve that are compared by draws on validation items, at most
 
 
 def measure(
@@ -114,7 +114,7 @@ def size_curve(work: Work) -> None:
         ]
         best = [cell for cell in cells if cell.curve == curve][order.index(min(order))]
         work.choose(best)
-        key = work.key("test", best.label)
+        key = work.key("test", work.cell_key(best))
         if work.done(key):
             continue
         contexts, intervention = work.task(best.task).contexts("test"), work.intervention(best)
@@ -223,7 +223,7 @@ def certify(work: Work, cells: Sequence[Cell]) -> None:
         promises: dict[str, float] = {}
         candidates = {cell.label: cell for cell in _candidates(work, [cell for cell in cells if cell.curve == curve])}
         for label, cell in candidates.items():
-            key = work.key("choice", label)
+            key = work.key("choice", work.cell_key(cell))
             if not work.done(key):
                 margins, _ = _drawn(work, key, cell, "validation", choice_draws)
                 point = rows.choice_point(work.about(cell), in_s(margins, work.spec.threshold), work.trained(label))
@@ -233,7 +233,7 @@ def certify(work: Work, cells: Sequence[Cell]) -> None:
             continue
         best = candidates[min(promises, key=lambda label: promises[label])]
         work.choose(best)
-        key = work.key("bound", best.label)
+        key = work.key("bound", work.cell_key(best))
         if work.done(key):
             continue
         margins, latents = _drawn(work, key, best, "test", work.spec.draws)

@@ -291,14 +291,14 @@ def _load_network(source: str, revision: str, compute: Compute, trusted: bool) -
         use_safetensors=True,
         trust_remote_code=trusted,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are told, and refused below in our own words
     )
     network, told = loaded
     # transformers fills what is missing or does not fit with random numbers, and only warns.
-    if lacking := sorted(map(str, [*told["missing_keys"], *told["mismatched_keys"]])):
-        raise UserError(
-            f"The weights lack {lacking[0]}{f' and {len(lacking) - 1} more' if len(lacking) > 1 else ''}", source,
-            "Save the model again with save_pretrained.",
-        )  # fmt: skip
+    if lacking := sorted([*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])]):
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        how = "Save the model again with save_pretrained."
+        raise UserError(f"The weights lack {lacking[0]}{more}, or have it in another shape", source, how)
     if torch.cuda.is_available():
         network = network.to("cuda")
     network.requires_grad_(False)

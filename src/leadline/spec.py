@@ -68,7 +68,7 @@ class RunSpec(BaseModel):
     threshold: Annotated[float, Field(gt=0, le=1)] = 0.9
     controls: Annotated[int, Field(ge=0)] = 2
     items: Annotated[int, Field(ge=1)] = 40
-    draws: Annotated[int, Field(ge=64)] = 256
+    draws: Annotated[int, Field(ge=64)] = 128
     prior_draws: Annotated[int, Field(ge=0)] = 512
     scale: Scale = "default"
 

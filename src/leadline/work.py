@@ -12,6 +12,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from leadline.interventions.base import Intervention
 from leadline.items import SPLITS, Task, from_json, prepare, to_json
 from leadline.model import FrozenModel
 from leadline.objective import objective_for
-from leadline.plan import Cell, Seen
+from leadline.plan import BUDGETS, Cell, Seen
 from leadline.priors import embedding_prior
 from leadline.progress import Reporter
 from leadline.records import RECIPE, Arrays, Run, digest, open_run
@@ -43,7 +44,9 @@ class Work:
 
     def __init__(self, run: Run, spec: RunSpec, behaviour: Behaviour, model: FrozenModel, reporter: Reporter) -> None:
         self.run, self.spec, self.behaviour, self.model, self.reporter = run, spec, behaviour, model, reporter
-        self.hash = digest([RECIPE, spec.model_dump(mode="json"), behaviour.model_dump(mode="json"), model.weight_hash])
+        asked = [spec.model_dump(mode="json"), behaviour.model_dump(mode="json"), asdict(BUDGETS[spec.scale])]
+        compute = [model.compute.dtype, model.compute.attention, model.compute.threads]
+        self.hash = digest([RECIPE, *asked, model.weight_hash, compute])
         self.tasks = self._prepare()
         contexts = [c for task in self.tasks for split in SPLITS for c in task.contexts(split)]
         self.engine = Engine(model, shared_prefix(contexts))

