@@ -68,7 +68,9 @@ def run_leadline(model: FrozenModel, data: dict[str, list[Context]], args: argpa
     return {"step_seconds": summary(steps), "curve": curve}
 
 
-def run_peft(model: FrozenModel, data: dict[str, list[Context]], args: argparse.Namespace, rate: float) -> dict[str, Any]:
+def run_peft(
+    model: FrozenModel, data: dict[str, list[Context]], args: argparse.Namespace, rate: float
+) -> dict[str, Any]:
     """Trains one soft prompt with PEFT; evaluation is not on the clock."""
     torch.manual_seed(0)
     config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=args.tokens)
@@ -152,8 +154,13 @@ def main() -> None:
     data = {split: task.contexts(split) for split in ("train", "validation")}
     losses = [float(mark) for mark in args.losses.split(",")]
     results: dict[str, Any] = {"losses": losses, "arguments": {k: str(v) for k, v in vars(args).items()}}
-    results["machine"] = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads(),
-                          "torch": torch.__version__, "peft": peft.__version__, "compute": model.compute.why}  # fmt: skip
+    results["machine"] = {
+        "processor": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "peft": peft.__version__,
+        "compute": model.compute.why,
+    }
     results["leadline"] = run_leadline(model, data, args)
     for dtype in dict.fromkeys(["float32", model.compute.dtype]):
         lent = model.with_compute(Compute(dtype, "sdpa", model.compute.threads, "PEFT's default attention"))

@@ -11,6 +11,7 @@ import argparse
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,16 +19,42 @@ from leadline import behaviour as behaviours
 from leadline.engine import Engine, shared_prefix
 from leadline.evaluation import score_latents
 from leadline.interventions import make
-from leadline.interventions.base import edit
-from leadline.items import prepare
+from leadline.interventions.base import Intervention, edit
+from leadline.items import Task, prepare
 from leadline.measurement import minibatch
-from leadline.model import load
+from leadline.model import FrozenModel, load
 from leadline.objective import Objective
 from leadline.priors import embedding_prior
 from leadline.scoring import hits
-from leadline.solvers.base import Row, State, begin, train
+from leadline.solvers.base import Row, begin, train
 from leadline.solvers.gradient import Gradient
 from leadline.spec import RunSpec
+
+
+def one_size(
+    model: FrozenModel, task: Task, intervention: Intervention, args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """All rates and seeds of one size, in one batch."""
+    pool, held_out = task.contexts("train"), task.contexts("validation")
+    objective = Objective(Engine(model, shared_prefix(pool + held_out)))
+    rates, seeds = [float(rate) for rate in args.rates.split(",")], range(args.seeds)
+    rows = [Row(f"{r} {s}", intervention, Gradient(r), s, args.contexts) for r in rates for s in seeds]
+
+    def loss(step: int, latents: list[torch.Tensor]) -> torch.Tensor:
+        contexts = [context for row in rows for context in minibatch(pool, row, step)]
+        return objective.bits(contexts, edit([intervention] * len(rows), latents)).view(len(rows), -1).mean(1)
+
+    state = train(rows, loss, args.steps, begin(rows, [None] * len(rows), model.device))
+    found = []
+    for row in state.parameters:
+        latents = row["mean"].expand(len(held_out), *intervention.shape)
+        bits, margins = score_latents(objective, held_out, intervention, latents)
+        found.append((float(bits.mean()), float(hits(margins).float().mean())))
+    parts = [found[i * args.seeds : (i + 1) * args.seeds] for i in range(len(rates))]
+    return [
+        {"rate": rate, "loss_bits": [loss for loss, _ in part], "score": [score for _, score in part]}
+        for rate, part in zip(rates, parts, strict=True)
+    ]
 
 
 def main() -> None:
@@ -46,36 +73,16 @@ def main() -> None:
     results = []
     for name in args.behaviours.split(","):
         task = prepare(model, behaviours.load(name), RunSpec(controls=0))[0]
-        pool, held_out = task.contexts("train"), task.contexts("validation")
-        objective = Objective(Engine(model, shared_prefix(pool + held_out)))
         for size in map(int, args.sizes.split(",")):
-            intervention = make("soft_prompt", size, prior)
-            rates = [float(rate) for rate in args.rates.split(",")]
-            rows = [
-                Row(f"{rate} {seed}", intervention, Gradient(rate), seed, args.contexts)
-                for rate in rates
-                for seed in range(args.seeds)
-            ]
-
-            def loss(step: int, latents: list[torch.Tensor], rows: list[Row] = rows) -> torch.Tensor:
-                contexts = [context for row in rows for context in minibatch(pool, row, step)]
-                return objective.bits(contexts, edit([row.intervention for row in rows], latents)).view(len(rows), -1).mean(1)
-
-            state: State = train(rows, loss, args.steps, begin(rows, [None] * len(rows), model.device))
-            for place, rate in enumerate(rates):
-                found = []
-                for seed in range(args.seeds):
-                    mean = state.parameters[place * args.seeds + seed]["mean"]
-                    latents = mean.expand(len(held_out), *intervention.shape)
-                    bits, margins = score_latents(objective, held_out, intervention, latents)
-                    found.append((float(bits.mean()), float(hits(margins).float().mean())))
-                line = {"behaviour": name, "size": size, "rate": rate, "loss_bits": [f[0] for f in found], "score": [f[1] for f in found]}
-                results.append(line)
+            for line in one_size(model, task, make("soft_prompt", size, prior), args):
+                results.append({"behaviour": name, "size": size, **line})
                 median = statistics.median(line["loss_bits"])
-                print(f"{name:<24} size {size:>3} rate {rate:<5} median loss {median:8.3f} bits, scores {line['score']}", flush=True)
+                print(f"{name:<24} size {size:>3} rate {line['rate']:<5} median loss {median:8.3f} bits, "
+                      f"scores {line['score']}", flush=True)  # fmt: skip
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps({"arguments": {k: str(v) for k, v in vars(args).items()}, "rows": results}, indent=1) + "\n")
+        said = {"arguments": {name: str(value) for name, value in vars(args).items()}, "rows": results}
+        args.out.write_text(json.dumps(said, indent=1) + "\n")
 
 
 if __name__ == "__main__":

