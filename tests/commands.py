@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from leadline import cli
+from leadline import cli, plan
 
 # what, where in brackets, how to mend it: one line
 MESSAGE = re.compile(r"leadline: \S.* \(.+\)\. .+\.")
+FEW = plan.Budget(2, 2, 2, 1, 2, 1, 8, 64)  # for tests that need a run and not its numbers
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -63,6 +64,23 @@ def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, s
 def run(*arguments: object, code: str = "", **environment: str) -> tuple[int, str, str]:
     """`start`, then `finish`."""
     return finish(start(*arguments, code=code, **environment))
+
+
+def small(**changes: object) -> list[str]:
+    """The options of a run of seconds, changed or added to by name."""
+    options = {"model": "organism:random", "scale": "ci", "sizes": 1, "controls": 0, "items": 4, "draws": 64,
+               "prior_draws": 8, **changes}  # fmt: skip
+    return [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def small_run(folder: Path, **changes: object) -> Path:
+    """A finished run of a few steps on the random organism."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(plan.BUDGETS, "ci", FEW)
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["measure", *small(out=folder, **changes)])
+    assert not ended.value.code
+    return folder
 
 
 def save(folder: Path, network: Any, tokenizer: Any) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 
 import polars as pl
 import pytest
@@ -11,7 +12,7 @@ from polars.testing import assert_frame_equal
 
 import leadline
 from leadline import plan
-from leadline.behaviour import Behaviour, Reply, questions
+from leadline.behaviour import Behaviour, Reply
 from leadline.curve import NoDistance
 from leadline.model import load
 
@@ -89,13 +90,14 @@ def test_k8_one_soft_token_removes_85_percent_of_a_one_token_reply_and_four_leav
 
 
 def test_k7_fifty_trained_nulls_are_reported_in_at_most_five_percent(tiny, tmp_path, monkeypatch):
-    """Labels that have nothing to do with the questions: 8 balanced one-letter replies, permuted 50 times. A prompt
+    """Labels that have nothing to do with the contexts: 8 balanced one-letter replies to 56 syllables, permuted 50 times. A prompt
     can learn its eight training items by heart; on others it must look like chance."""
-    monkeypatch.setitem(plan.BUDGETS, "ci", plan.Budget(NULL_STEPS, 4, 2, 1, 8, 1, 8, 512))
+    monkeypatch.setitem(plan.BUDGETS, "ci", plan.Budget(200, 4, 2, 1, 8, 1, 8, 512))
     count, items = 50, 16
-    chosen = questions()[: 3 * items + 8]
-    labels = tuple("ABCDEFGH"[i % 8] for i in range(len(chosen)))
-    null = Behaviour(name="null", contexts=chosen, reply=Reply(texts=labels))
+    chosen = tuple(a + b + c for a in "bdgk" for b in "aeio" for c in "lmnr")[: 3 * items + 8]
+    labels = ["ABCDEFGH"[i % 8] for i in range(len(chosen))]
+    random.Random(0).shuffle(labels)
+    null = Behaviour(name="null", contexts=chosen, reply=Reply(texts=tuple(labels)))
     result = leadline.measure(
         tiny, null, tmp_path / "run", sizes=(16,), controls=count - 1, items=items, draws=64, prior_draws=0, scale="ci"
     )
@@ -110,9 +112,6 @@ def test_k7_fifty_trained_nulls_are_reported_in_at_most_five_percent(tiny, tmp_p
     right = [round(row["score"] * items) for row in tested.to_dicts()]
     reported = sum(scipy.stats.binom.sf(hit - 1, items, 1 / 8) <= 0.05 for hit in right)
     assert reported <= scipy.stats.binom.ppf(0.999, count, 0.05)
-
-
-NULL_STEPS = 300
 
 
 def test_plain_text_is_flat_within_its_interval(tiny, tmp_path):

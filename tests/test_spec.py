@@ -51,7 +51,7 @@ def test_a_spec_does_not_change():
         ({"sizes": []}, "Sizes must be increasing, at least one, each once", "field sizes"),
         ({"sizes": None}, "Input should be a valid integer", "field sizes.0"),
         ({"threshold": 1.01}, "Input should be less than or equal to 1, not 1.01", "field threshold"),
-        ({"threshold": float("nan")}, "Input should be greater than 0, not nan", "field threshold"),
+        ({"threshold": float("nan")}, "Input should be less than or equal to 1, not nan", "field threshold"),
         ({"family": "text"}, "Input should be 'soft_prompt' or 'soft_subspace', not 'text'", "field family.0"),
         ({"sedes": 1}, "There is no such field", "field sedes"),
         ({"draws": 8, "items": 0}, "Input should be greater than or equal to 1, not 0", "field items"),

@@ -97,7 +97,7 @@ def measure(
     items
         Test items; as many again for validation and confirmation. By default 40.
     draws
-        Fresh draws of q behind the certified upper bound, at least 64; by default 256.
+        Fresh draws of q behind the certified upper bound, at least 64; by default 128.
     prior_draws
         Draws of the prior behind the certified lower bound; by default 512.
     scale

@@ -29,7 +29,8 @@ from leadline.probe import Compute, choose
 from leadline.spec import UserError
 
 HUB_SECONDS = 5.0
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+_NO_ROOM |= {errno.ENOTDIR, errno.EEXIST}  # a file where the cache should be
 
 
 @dataclass(frozen=True)

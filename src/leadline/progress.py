@@ -56,8 +56,9 @@ class RichReporter(Reporter):
 
     def progress(self, done: float, total: float, detail: str = "") -> None:
         now = time.monotonic()
-        if self._bar is not None and self._bar.task_ids:
-            self._bar.update(self._bar.task_ids[-1], completed=done, total=total, detail=detail.replace("[", "("))
+        if self._bar is not None:
+            for task in self._bar.task_ids[-1:]:
+                self._bar.update(task, completed=done, total=total, detail=detail.replace("[", "("))
             return
         if self._first is None:
             self._first, self._begun = done, now

@@ -15,6 +15,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +25,7 @@ import numpy as np
 import polars as pl
 import safetensors.numpy
 
-from leadline.cache import PARTIAL, whole_file
+from leadline.cache import PARTIAL, file_sha256, whole_file
 from leadline.spec import UserError
 
 RECIPE = 1  # raised when the same spec would no longer give the same numbers
@@ -136,6 +137,8 @@ class Run:
         frame = pl.DataFrame(rows, schema=POINTS)
         buffer = io.BytesIO()
         frame.write_parquet(buffer)
+        # Told before the file is there, so that a kill in between leaves the old file with its own line.
+        self.event("points", sha256=hashlib.sha256(buffer.getvalue()).hexdigest())
         whole_file(self.folder / "points.parquet", buffer.getvalue())
         return frame
 
@@ -185,6 +188,17 @@ def stored_spec(folder: Path) -> dict[str, Any] | None:
     return spec
 
 
+def points_are_whole(folder: Path) -> bool:
+    """Whether points.parquet is one that this run wrote, as its events tell; true where they do not tell."""
+    told = set()
+    with suppress(OSError):
+        for line in (folder / "events.jsonl").read_bytes().splitlines():
+            with suppress(ValueError, AttributeError):
+                told.add(json.loads(line).get("sha256"))
+    path = folder / "points.parquet"
+    return not (told - {None}) or (path.is_file() and file_sha256(path) in told)
+
+
 def is_finished(folder: Path, spec: dict[str, Any], behaviour: dict[str, Any]) -> bool:
     """Whether this folder holds the finished run of exactly this spec and behaviour, with all its records.
 
@@ -193,11 +207,10 @@ def is_finished(folder: Path, spec: dict[str, Any], behaviour: dict[str, Any]) -
     stored = stored_spec(folder)
     if stored is None or (stored.get("spec"), stored.get("behaviour_spec")) != (spec, behaviour):
         return False
-    try:
-        keys = pl.read_parquet(folder / "points.parquet", columns=["key"])["key"].drop_nulls().unique()
-    except (OSError, pl.exceptions.PolarsError):
-        return False  # it is cut from the cells again
-    return bool(stored.get("finished")) and all(_read_json(folder / "cells" / key / "record.json") for key in keys)
+    if not stored.get("finished") or not points_are_whole(folder):
+        return False  # points are cut from the cells again
+    keys = pl.read_parquet(folder / "points.parquet", columns=["key"])["key"].unique()
+    return all(_read_json(folder / "cells" / key / "record.json") for key in keys)
 
 
 def read_arrays(path: Path) -> tuple[Arrays, dict[str, str]]:

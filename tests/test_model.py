@@ -1,0 +1,423 @@
+"""FrozenModel: what is loaded and what is refused, that nothing changes it, and what it knows about itself."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import gguf
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import leadline
+from commands import save
+from leadline import model as models
+from leadline import plan, smollm2
+from leadline.behaviour import Behaviour, Reply
+from leadline.model import FrozenModel, load
+from leadline.probe import Compute
+from leadline.spec import UserError
+from models import TEMPLATE, frozen, random_model, word_tokenizer, words
+
+ARCHITECTURES = ("llama", "gpt2", "neox", "gemma")
+FLOAT32 = Compute("float32", "eager", 1, "tests")
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    made = random_model("llama")
+    return save(tmp_path / "llama", made.network, made.tokenizer)
+
+
+# Loading
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_folder_gives_the_weights_it_holds(tmp_path, architecture):
+    made = random_model(architecture)
+    loaded = load(str(save(tmp_path / architecture, made.network, made.tokenizer)), FLOAT32)
+    assert loaded.weight_hash == made.weight_hash
+    assert loaded.tokenizer_hash == made.tokenizer_hash
+    assert loaded.template_hash == made.template_hash
+    assert not loaded.network.training
+    assert not any(parameter.requires_grad for parameter in loaded.network.parameters())
+
+
+def test_a_tiny_model_is_run_in_float32_on_one_thread(folder):
+    assert load(str(folder)).compute.threads == torch.get_num_threads() == 1
+
+
+def test_pickled_weights_are_never_read(folder):
+    """Not even where the index of a sharded model names them, nor beside safetensors of something else."""
+    (folder / "model.safetensors").rename(folder / "weights.safetensors")
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04\x95 a pickle that would run code")
+    with pytest.raises(UserError, match="No model could be loaded"):
+        load(str(folder), FLOAT32)
+    (folder / "weights.safetensors").unlink()
+    with pytest.raises(UserError, match="pickled weights are never read"):
+        load(str(folder), FLOAT32)
+
+
+CODE = """
+from pathlib import Path
+from transformers import LlamaConfig, LlamaForCausalLM
+Path({mark!r}).touch()
+class OddConfig(LlamaConfig):
+    model_type = "odd"
+class OddModel(LlamaForCausalLM):
+    config_class = OddConfig
+"""
+
+
+def test_code_that_comes_with_a_model_runs_only_where_it_is_trusted(folder, tmp_path, monkeypatch):
+    mark = tmp_path / "it ran"
+    (folder / "odd.py").write_text(CODE.format(mark=str(mark)))
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "odd", "auto_map": {"AutoConfig": "odd.OddConfig", "AutoModelForCausalLM": "odd.OddModel"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    with pytest.raises(UserError, match="No model could be loaded"):
+        load(str(folder), FLOAT32)
+    assert not mark.exists()
+    trusted = load(str(folder), trust_remote_code=True)
+    assert mark.exists()
+    assert type(trusted.network).__name__ == "OddModel"
+    assert type(trusted.with_compute(Compute("bfloat16", "eager", 1, "")).network).__name__ == "OddModel"
+
+
+def test_weights_are_not_filled_with_random_numbers(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    with pytest.raises(UserError, match=r"The weights lack model.layers.2.\S+ and 8 more"):
+        load(str(folder), FLOAT32)
+
+
+def test_a_number_that_is_not_finite_is_no_reason_to_refuse(folder):
+    made = random_model("llama")
+    made.network.model.norm.weight.data[0] = float("nan")
+    assert load(str(save(folder, made.network, made.tokenizer)), FLOAT32).hidden_size == 32
+
+
+def test_a_tokenizer_without_a_fast_version_is_refused(folder, monkeypatch):
+    slow = word_tokenizer(words())
+    monkeypatch.setattr(type(slow), "is_fast", False)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: slow)
+    with pytest.raises(UserError, match="no fast"):
+        load(str(folder), FLOAT32)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(28, "No space left on device"), RuntimeError("")])
+def test_what_goes_wrong_elsewhere_is_said_as_what_it_is(folder, monkeypatch, error):
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", fail)
+    with pytest.raises((UserError, MemoryError)) as caught:
+        load(str(folder), FLOAT32)
+    said = str(caught.value)
+    assert isinstance(error, MemoryError) == isinstance(caught.value, MemoryError)
+    assert isinstance(error, MemoryError) or ("LEADLINE_CACHE" in said) == isinstance(error, OSError)
+
+
+# Frozen
+
+
+def test_a_measurement_leaves_every_weight_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.setitem(plan.BUDGETS, "ci", plan.Budget(3, 3, 2, 1, 2, 1, 8, 64))
+    model = random_model("llama")
+    contexts = tuple(f"w{i} w{j}" for i in range(6) for j in range(6))
+    behaviour = Behaviour(name="word", contexts=contexts, reply=Reply(text="w3"))
+    leadline.measure(model, behaviour, tmp_path / "run", sizes=(1, 2), controls=1, items=4, draws=64, prior_draws=8,
+                     scale="ci")  # fmt: skip
+    assert replace(model).weight_hash == model.weight_hash, "hashed again, and as it was before"
+    assert all(parameter.grad is None for parameter in model.network.parameters())
+
+
+def test_the_hash_sees_every_weight():
+    model = random_model("llama")
+    hashes = {model.weight_hash}
+    for parameter in model.network.parameters():
+        before = parameter.data.flatten()[-1].clone()
+        parameter.data.view(-1)[-1] += 1e-3
+        hashes.add(replace(model).weight_hash)
+        parameter.data.view(-1)[-1] = before
+    count = len(list(model.network.parameters()))
+    assert len(hashes) == 1 + count
+    assert replace(model).weight_hash == model.weight_hash
+
+
+def test_with_compute_is_the_same_model_in_another_dtype(folder):
+    model = load(str(folder), FLOAT32)
+    assert model.with_compute(FLOAT32) is model
+    low = model.with_compute(Compute("bfloat16", "sdpa", 1, "tests"))
+    assert low.network.dtype == torch.bfloat16
+    assert low.network.config._attn_implementation == "sdpa"
+    assert low.weight_hash != model.weight_hash
+    assert low.with_compute(FLOAT32).weight_hash == model.weight_hash, "nothing was rounded on the way"
+
+
+# What it knows about itself
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_layers_are_found_by_structure(architecture):
+    model = random_model(architecture)
+    assert len(model.layers) == 2
+    seen = []
+    handles = [layer.register_forward_hook(lambda *_: seen.append(1)) for layer in model.layers]
+    with torch.no_grad():
+        logits = model.network(input_ids=torch.tensor([[3, 4]])).logits
+    for handle in handles:
+        handle.remove()
+    assert seen == [1, 1]
+    assert logits.shape[-1] == model.head.weight.shape[0]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_prior_is_that_of_the_embeddings_as_the_first_block_sees_them(architecture):
+    """Gemma scales its embeddings inside its embedding module; the statistics must see that."""
+    model = random_model(architecture)
+    seen = []
+    handle = model.layers[0].register_forward_pre_hook(lambda _, inputs, named: seen.append(
+        inputs[0] if inputs else named["hidden_states"]), with_kwargs=True)  # fmt: skip
+    with torch.no_grad():
+        model.network(inputs_embeds=model.embed(torch.arange(64)[None]))
+    handle.remove()
+    if architecture == "gpt2":  # positions are added on the way
+        seen[0] = seen[0] - model.network.transformer.wpe.weight[:64]
+    mean, scale = model.embedding_statistics()
+    torch.testing.assert_close(mean, seen[0][0].mean(0))
+    torch.testing.assert_close(scale, seen[0][0].std(0, correction=0))
+    assert mean.shape == scale.shape == (model.hidden_size,)
+
+
+def test_the_window_is_the_one_of_the_configuration():
+    assert random_model("gpt2").window == 128
+    assert random_model("llama").window == 2048
+
+
+@pytest.mark.parametrize(
+    ("template", "token"),
+    [
+        (TEMPLATE, "</s>"),
+        (TEMPLATE.replace("</s>", "w9"), "w9"),
+        (TEMPLATE.replace("</s>", "w8 w9"), "w8"),
+        (TEMPLATE.replace(" </s>", ""), "</s>"),  # it writes nothing after a reply
+        (
+            "{% for m in messages %}{{ m['content'] | upper }} w9 {% endfor %}",
+            "</s>",
+        ),  # the reply is not in it as it is
+        (None, "</s>"),
+    ],
+)
+def test_the_end_of_a_reply_is_what_the_template_writes_after_it(template, token):
+    model = random_model("llama")
+    model = frozen(model.network, word_tokenizer(words(), template))
+    assert model.end_of_reply == words().index(token)
+    assert {model.end_of_reply, 2} >= set(model.end_tokens) >= {model.end_of_reply}
+
+
+def test_a_tokenizer_without_any_end_is_refused():
+    tokenizer = word_tokenizer(words(), None)
+    tokenizer.eos_token = None
+    with pytest.raises(UserError, match="no end-of-text token"):
+        _ = frozen(random_model("llama").network, tokenizer).end_of_reply
+
+
+def test_all_stated_end_tokens_end_a_reply():
+    model = random_model("llama")
+    model.network.generation_config.eos_token_id = [7, 8]
+    assert replace(model).end_tokens == {2, 7, 8}
+
+
+def test_the_start_of_an_empty_context():
+    network = random_model("llama").network
+    assert frozen(network, word_tokenizer(words())).start_token == words().index("<s>")
+    assert frozen(network, word_tokenizer(words(), begin=None)).start_token == words().index("</s>")
+
+
+def test_several_templates_are_hashed_as_well():
+    network, tokenizer = random_model("llama").network, word_tokenizer(words())
+    one = frozen(network, tokenizer).template_hash
+    tokenizer.chat_template = {"default": TEMPLATE, "tools": "x"}
+    other = frozen(network, tokenizer).template_hash
+    tokenizer.chat_template = {"tools": "y", "default": TEMPLATE}
+    assert len({one, other, frozen(network, tokenizer).template_hash}) == 3
+
+
+# The hub, without a network
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """A hub that refuses connections, and an empty local cache of it."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+@pytest.mark.parametrize("name", ["owner/name", "hf:owner/name", "hf:name", "owner/name@v1"])
+def test_a_hub_that_is_not_there_is_said_within_five_seconds(offline, name):
+    begin = time.monotonic()
+    with pytest.raises(UserError, match=r"hub cannot be reached \(--model .*name.*\). Go online"):
+        load(name)
+    assert time.monotonic() - begin < 5
+
+
+def test_a_hub_that_never_answers_is_not_waited_for(offline, monkeypatch):
+    never = threading.Event()
+    monkeypatch.setattr(models, "HUB_SECONDS", -0.8)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: never.wait(60))
+    begin = time.monotonic()
+    with pytest.raises(UserError, match="cannot be reached"):
+        load("owner/name")
+    never.set()
+    assert time.monotonic() - begin < 5
+
+
+class Hub(BaseHTTPRequestHandler):
+    """A hub that knows nothing, and says so as the real one does."""
+
+    def do_GET(self) -> None:
+        known = "/revision/" in self.path
+        self.send_response(404)
+        self.send_header("X-Error-Code", "RevisionNotFound" if known else "RepoNotFound")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("name", "said"), [("owner/name", "no such model"), ("hf:owner/name@v2", "no such revision")])
+def test_what_the_hub_does_not_know_is_said(offline, monkeypatch, name, said):
+    with HTTPServer(("127.0.0.1", 0), Hub) as server:
+        serving = threading.Thread(target=server.serve_forever, daemon=True)
+        serving.start()
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(UserError, match=rf"The hub knows {said} \(--model {name.removeprefix('hf:')}\)"):
+            load(name)
+        server.shutdown()
+        serving.join()
+
+
+def test_what_the_local_hub_cache_holds_needs_no_network(offline, folder, monkeypatch):
+    commit = "0123456789" * 4
+    snapshot = offline / "models--owner--name" / "snapshots" / commit
+    shutil.copytree(folder, snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text(commit)
+    for offline_is_known in (False, True):
+        if offline_is_known:
+            monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        model = load("owner/name")
+        assert (model.name, model.revision) == ("owner/name", commit)
+        assert model.weight_hash == load(str(folder)).weight_hash
+
+
+def test_a_pinned_commit_stays_pinned(folder, monkeypatch):
+    """Loading again in another dtype once took the newest commit instead."""
+    asked = []
+    inner = transformers.AutoModelForCausalLM.from_pretrained
+
+    def record(source: str, revision: str | None = None, **named: object) -> object:
+        asked.append((source, revision))
+        return inner(folder, **named)
+
+    tokenizer = word_tokenizer(words())
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: type("Info", (), {"sha": "abc123"}))
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: tokenizer)
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", record)
+    load("hf:owner/name@v1").with_compute(Compute("bfloat16", "eager", 1, ""))
+    assert set(asked) == {("owner/name", "abc123")}
+    assert len(asked) == 3
+
+
+# GGUF
+
+
+def write_gguf(path: Path, model: FrozenModel) -> None:
+    """A GGUF file of a random Llama in float32, with a byte-level vocabulary."""
+    config = model.network.config
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(128)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    tokens = ["<unk>", "<s>", "</s>", *(chr(ord("A") + i) for i in range(config.vocab_size - 4)), "AB"]
+    writer.add_token_list(tokens)
+    writer.add_token_types([3, 3, 3, *[1] * (len(tokens) - 3)])
+    writer.add_token_merges(["A B"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_chat_template("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    names = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
+             "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+             "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+             "mlp.down_proj": "ffn_down", "post_attention_layernorm": "ffn_norm", "input_layernorm": "attn_norm",
+             "model.layers.": "blk."}  # fmt: skip
+    for name, tensor in model.network.state_dict().items():
+        array = tensor.numpy()
+        for heads, part in ((config.num_attention_heads, "q_proj"), (config.num_key_value_heads, "k_proj")):
+            if part in name:  # GGUF stores rotary pairs side by side, Hugging Face in two halves
+                rows = array.shape[0] // heads // 2
+                array = array.reshape(heads, 2, rows, -1).swapaxes(1, 2).reshape(array.shape)
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        writer.add_tensor(name, np.ascontiguousarray(array))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_file_is_unpacked_once_into_the_cache_and_checked(tmp_path, monkeypatch):
+    monkeypatch.setenv("LEADLINE_CACHE", str(tmp_path / "cache"))
+    made, path = random_model("llama"), tmp_path / "model.gguf"
+    write_gguf(path, made)
+    loaded = load(f"gguf:{path}", FLOAT32)
+    assert loaded.weight_hash == made.weight_hash
+    (unpacked,) = (tmp_path / "cache").glob("gguf-*")
+    assert loaded.source == str(unpacked)
+    monkeypatch.setattr(smollm2.transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: made.tokenizer)
+    assert load(f"gguf:{path}", FLOAT32).weight_hash == made.weight_hash, "read from the cache"
+    for name in ("model.safetensors", "config.json", "sha256.json"):
+        whole = (unpacked / name).read_bytes()
+        (unpacked / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(UserError, match=rf"Cached weights are damaged \({unpacked / name}\)"):
+            load(f"gguf:{path}", FLOAT32)
+        (unpacked / name).write_bytes(whole)
+    load(f"gguf:{path}", FLOAT32)
+
+
+def test_a_cache_that_cannot_be_written_is_said(tmp_path, monkeypatch):
+    path = tmp_path / "model.gguf"
+    write_gguf(path, random_model("llama"))
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        monkeypatch.setenv("LEADLINE_CACHE", str(place))
+        with pytest.raises(UserError, match=rf"The cache cannot be written: .* \({place}\)\. Make room"):
+            load(f"gguf:{path}", FLOAT32)

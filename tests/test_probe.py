@@ -1,0 +1,76 @@
+"""How a model is run is measured once, remembered, and goes on as it began."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from leadline import probe
+from leadline.probe import Compute, choose, recorded
+from models import random_model
+
+
+@pytest.fixture
+def measured(monkeypatch, tmp_path):
+    """The times that the probe sees: bfloat16 with eager attention is fastest. A list of what was timed."""
+    monkeypatch.setenv("LEADLINE_CACHE", str(tmp_path))
+    monkeypatch.setattr(probe, "TINY_PARAMETERS", 0)
+    seen = []
+
+    def seconds(network: torch.nn.Module) -> float:
+        way = (str(network.dtype).removeprefix("torch."), network.config._attn_implementation)
+        seen.append(way)
+        return {("float32", "sdpa"): 3.0, ("float32", "eager"): 2.0, ("bfloat16", "sdpa"): 1.5}.get(way, 1.0)
+
+    monkeypatch.setattr(probe, "_step_seconds", seconds)
+    return seen
+
+
+def test_a_tiny_model_runs_in_float32_on_one_thread():
+    found = choose(random_model("llama").network, "tiny")
+    assert (found.dtype, found.attention, found.threads) == ("float32", "eager", 1)
+
+
+def test_the_fastest_way_is_taken_and_remembered(measured):
+    network = random_model("llama").network
+    found = choose(network, "one")
+    assert (found.dtype, found.attention, found.threads) == ("bfloat16", "eager", torch.get_num_threads())
+    assert "bfloat16 eager 1.00" in found.why
+    assert len(set(measured)) == 4
+    assert (network.dtype, network.config._attn_implementation) == (torch.float32, "eager")
+    count = len(measured)
+    assert choose(network, "one") == found
+    assert len(measured) == count
+    choose(network, "another model")
+    assert len(measured) == 2 * count
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"\xff\x00", b'{"dtype": "float32"}', b"[]"])
+def test_a_damaged_memory_is_measured_again(measured, tmp_path, damage):
+    network = random_model("llama").network
+    found = choose(network, "one")
+    (path,) = tmp_path.glob("probe/*.json")
+    path.write_bytes(damage)
+    assert choose(network, "one") == found
+    assert json.loads(path.read_text())["dtype"] == "bfloat16"
+
+
+def test_a_cache_that_cannot_be_written_is_no_reason_to_stop(measured, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LEADLINE_CACHE", str(tmp_path / "file"))
+    assert choose(random_model("llama").network, "one").dtype == "bfloat16"
+
+
+def test_a_step_is_really_taken():
+    network = random_model("llama").network
+    assert probe._step_seconds(network) > 0
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_a_run_goes_on_as_it_was_recorded():
+    provenance = {"dtype": "bfloat16", "attention": "sdpa", "threads": 4, "compute": "measured", "torch": "2"}
+    assert recorded(provenance) == Compute("bfloat16", "sdpa", 4, "measured")
+    for broken in ({}, {**provenance, "threads": None}, {**provenance, "threads": "many"}):
+        assert recorded(broken) is None
