@@ -282,7 +282,8 @@ def _matched(
     phrases: list[str], main: Task, model: FrozenModel, tokens: Callable[[str], tuple[int, ...]], ends: bool
 ) -> tuple[int, ...]:
     """A phrase whose direct cost is within 10% of the behaviour's: the first in shuffled order that is within 5% on
-    training contexts, which leaves room for other ones. Single phrases come first, then pairs; if none fits, the nearest one, and its own direct cost is on record."""
+    training contexts, which leaves room for other ones. Single phrases come first, then pairs; if none fits, the
+    nearest one is taken, and its own direct cost is on record."""
     objective = objective_for(Engine(model))
     end = (model.end_of_reply,) if ends else ()
 
