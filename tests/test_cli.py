@@ -21,6 +21,7 @@ from leadline.behaviour import load as load_behaviour
 from leadline.spec import RunSpec
 from models import random_model
 
+BAR = "\u2502"  # the frame around help
 COMMANDS = ("measure", "show", "report", "view", "try", "list", "doctor")
 
 
@@ -43,21 +44,21 @@ def test_help_has_an_example_and_fits_80_columns(capsys, command):
     assert code == 0
     assert max(map(len, out.splitlines())) <= 80
     assert re.search(rf"Examples?:\s+leadline {command[0] if command else 'measure'}", out)
-    for option in re.findall(r"^│ (?:\* )? *(--?[\w-]+|[A-Z]+)(.*)", out, re.MULTILINE):
-        assert re.search(r"[a-z]{3}", option[1].replace("│", "")), f"{option[0]} is not explained"
+    for option in re.findall(rf"^{BAR} (?:\* )? *(--?[\w-]+|[A-Z]+)(.*)", out, re.MULTILINE):
+        assert re.search(r"[a-z]{3}", option[1]), f"{option[0]} is not explained"
 
 
 def test_leadline_alone_explains_itself(capsys):
     code, out, _ = call(capsys)
     assert code == 0
     assert out == call(capsys, "--help")[1]
-    assert all(f"│ {name} " in out for name in COMMANDS)
+    assert all(f"{BAR} {name} " in out for name in COMMANDS)
     assert "Exit codes: 0 done, 1 a run failed, 2 the input is wrong, 130" in out
     assert call(capsys, "--version")[1].strip() == leadline.__version__
 
 
 def test_help_states_the_true_defaults(capsys):
-    text = " ".join(re.sub("[│╭╮╰╯─]", " ", call(capsys, "measure", "--help")[1]).split())
+    text = " ".join(re.sub("[\u2500-\u257f]", " ", call(capsys, "measure", "--help")[1]).split())
     for name, value in RunSpec().model_dump(mode="json").items():
         written = ",".join(map(str, value)) if isinstance(value, list) else str(value)
         described = text.split(f"--{name.replace('_', '-')} ", 1)[1].split(" --", 1)[0]
@@ -139,6 +140,8 @@ def test_a_behaviour_of_ones_own(capsys, tmp_path, few, monkeypatch):
     assert "finished" in measured("No.")
     assert "finished" not in measured("Yes.")
     assert len(list((tmp_path / "runs").iterdir())) == 2
+    leadline.measure("organism:random", str(path), scale="ci", sizes=1, controls=0, items=4, draws=64, prior_draws=8)
+    assert len(list((tmp_path / "runs").iterdir())) == 2, "Python finds the same run"
 
 
 def test_python_goes_on_with_a_run_of_the_command_line(finished, few):

@@ -14,7 +14,19 @@ import polars as pl
 import pytest
 
 from leadline import records
-from leadline.records import POINTS, Run, check_folder, default_folder, digest, is_finished, open_run, read_arrays
+from leadline.records import (
+    POINTS,
+    Run,
+    check_folder,
+    default_folder,
+    digest,
+    is_finished,
+    open_run,
+    points_are_whole,
+    read_arrays,
+    read_spec,
+    stored_spec,
+)
 from leadline.spec import UserError
 
 
@@ -208,8 +220,12 @@ def test_finished_means_this_spec_this_behaviour_and_every_record(run):
     assert is_finished(folder, {"seeds": 1}, {"name": "b"})
     assert not is_finished(folder, {"seeds": 2}, {"name": "b"})
     assert not is_finished(folder, {"seeds": 1}, {"name": "b", "ends": False})
-    (folder / "points.parquet").write_bytes(b"PAR1")
-    assert not is_finished(folder, {"seeds": 1}, {"name": "b"})
+    for damage in (b"PAR1", None):
+        if damage is None:
+            (folder / "points.parquet").unlink()
+        else:
+            (folder / "points.parquet").write_bytes(damage)
+        assert not is_finished(folder, {"seeds": 1}, {"name": "b"})
     finished(run)
     (folder / "cells" / "a" / "record.json").unlink()
     assert not is_finished(folder, {"seeds": 1}, {"name": "b"})
@@ -221,3 +237,38 @@ def test_finished_means_this_spec_this_behaviour_and_every_record(run):
 def test_a_lost_file_is_said_like_a_damaged_one(tmp_path):
     with pytest.raises(UserError, match="Delete the folder"):
         read_arrays(tmp_path / "cells" / "key" / "intervention.safetensors")
+
+
+def test_points_of_any_moment_are_whole_and_others_are_not(run):
+    """A kill between the line that tells the hash and the file leaves the file before."""
+    assert points_are_whole(run.folder), "none yet"
+    run.write_cell("a", {"points": [point("a")]})
+    run.write_points(["a"], set())
+    first = (run.folder / "points.parquet").read_bytes()
+    run.write_cell("b", {"points": [point("b")]})
+    run.write_points(["a", "b"], set())
+    assert points_are_whole(run.folder)
+    (run.folder / "points.parquet").write_bytes(first)
+    assert points_are_whole(run.folder)
+    (run.folder / "points.parquet").write_bytes(first[:-1])
+    assert not points_are_whole(run.folder)
+    with (run.folder / "events.jsonl").open("a") as file:
+        file.write('{"sha256": \n[]\n')
+    assert not points_are_whole(run.folder)
+    (run.folder / "events.jsonl").unlink()
+    assert points_are_whole(run.folder), "nothing tells"
+
+
+def test_reading_a_spec_checks_the_seal_where_there_is_one(run):
+    run.write_json("spec.json", {"spec": {"seeds": 1}})
+    assert read_spec(run.folder) == stored_spec(run.folder) == {"spec": {"seeds": 1}}
+    path = run.folder / "spec.json"
+    path.write_text(path.read_text().replace("1", "2", 1))
+    with pytest.raises(UserError, match="damaged"):
+        read_spec(run.folder)
+    path.write_text('{"spec": {"seeds": 3}}')
+    assert read_spec(run.folder) == {"spec": {"seeds": 3}}, "written by hand"
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        read_spec(run.folder)
+    assert stored_spec(run.folder) is None

@@ -56,6 +56,7 @@ def test_a_spec_without_its_parts_is_damaged(finished, tmp_path, missing):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     spec = json.loads((run / "spec.json").read_text())
+    del spec["seal"]  # changed by hand
     del spec[missing]
     (run / "spec.json").write_text(json.dumps(spec))
     with pytest.raises(UserError, match=r"damaged \(.*spec.json\)"):
@@ -66,6 +67,7 @@ def test_other_weights_are_refused(finished, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     spec = json.loads((run / "spec.json").read_text())
+    del spec["seal"]  # changed by hand
     spec["provenance"]["model_hash"] = "0" * 64
     (run / "spec.json").write_text(json.dumps(spec))
     with pytest.raises(UserError, match="not those of the run"):

@@ -188,15 +188,23 @@ def stored_spec(folder: Path) -> dict[str, Any] | None:
     return spec
 
 
+def read_spec(folder: Path) -> Any:
+    """spec.json for those who only read: a seal that is there must fit. Raises OSError, ValueError or UserError."""
+    path = folder / "spec.json"
+    spec = json.loads(path.read_bytes())
+    if isinstance(spec, dict) and SEAL in spec and spec.pop(SEAL) != digest(spec):
+        raise damaged(path)
+    return spec
+
+
 def points_are_whole(folder: Path) -> bool:
-    """Whether points.parquet is one that this run wrote, as its events tell; true where they do not tell."""
-    told = set()
+    """Whether points.parquet, if it is there, is one that this run wrote as its events tell, if they tell."""
+    told, path = set(), folder / "points.parquet"
     with suppress(OSError):
         for line in (folder / "events.jsonl").read_bytes().splitlines():
             with suppress(ValueError, AttributeError):
                 told.add(json.loads(line).get("sha256"))
-    path = folder / "points.parquet"
-    return not (told - {None}) or (path.is_file() and file_sha256(path) in told)
+    return told <= {None} or not path.is_file() or file_sha256(path) in told
 
 
 def is_finished(folder: Path, spec: dict[str, Any], behaviour: dict[str, Any]) -> bool:
@@ -207,9 +215,10 @@ def is_finished(folder: Path, spec: dict[str, Any], behaviour: dict[str, Any]) -
     stored = stored_spec(folder)
     if stored is None or (stored.get("spec"), stored.get("behaviour_spec")) != (spec, behaviour):
         return False
-    if not stored.get("finished") or not points_are_whole(folder):
+    points = folder / "points.parquet"
+    if not (stored.get("finished") and points.is_file() and points_are_whole(folder)):
         return False  # points are cut from the cells again
-    keys = pl.read_parquet(folder / "points.parquet", columns=["key"])["key"].unique()
+    keys = pl.read_parquet(points, columns=["key"])["key"].unique()
     return all(_read_json(folder / "cells" / key / "record.json") for key in keys)
 
 

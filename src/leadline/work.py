@@ -202,7 +202,8 @@ def open_work(
     spec: RunSpec, behaviour: Behaviour, model: FrozenModel, folder: Path, passed: dict[str, Any], reporter: Reporter
 ) -> Iterator[Work]:
     """Opens the run directory of a spec, or continues it. Raises UserError where it belongs to another spec."""
-    run = open_run(folder)
+    run, threads = open_run(folder), torch.get_num_threads()
+    torch.set_num_threads(model.compute.threads)
     try:
         wanted = {"spec": spec.model_dump(mode="json"), "behaviour_spec": behaviour.model_dump(mode="json")}
         stored = run.read_json("spec.json")
@@ -218,6 +219,7 @@ def open_work(
         run.event("opened", threads=torch.get_num_threads())
         yield work
     finally:
+        torch.set_num_threads(threads)
         run.close()
 
 
