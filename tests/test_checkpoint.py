@@ -102,4 +102,4 @@ def test_progress_says_the_best_loss_and_the_draws_left(run):
     reporting = Checkpoint(run, "hash", told)
     reporting.training(state(), 10)
     reporting.margins(torch.tensor([[1.0, -1.0, math.nan], [-1.0, math.nan, math.nan]]))
-    assert told.lines == [(7, 10, "best loss 0.333 bits a reply"), (2, 3, "1 of 2 draws left")]
+    assert told.lines == [(7, 10, "best loss 0.333 bits"), (2, 3, "1 of 2 draws left")]

@@ -41,6 +41,7 @@ def test_things_that_are_no_run(capsys, tmp_path):
     assert "holds other files (file)" in refused(capsys, "measure", *small(out=tmp_path))
     assert f"({file})" in refused(capsys, "measure", *small(out=file))
     assert str(file) in refused(capsys, "measure", *small(out=file / "below" / "run"))
+    assert "/proc/leadline/run" in refused(capsys, "measure", *small(out="/proc/leadline/run"))
     assert sorted(tmp_path.iterdir()) == [file]
 
 

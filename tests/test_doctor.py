@@ -9,13 +9,13 @@ from leadline import doctor, smollm2
 from leadline.cache import cache_folder
 
 
-def test_a_healthy_machine(capsys, tiny_model_folder):
+def test_a_healthy_machine(capsys):
     code, out, _ = call(capsys, "doctor")
     assert code == 0
     lines = out.splitlines()
     assert all(line.startswith("ok   ") for line in lines)
     assert [line.split()[1] for line in lines] == [
-        "leadline:", "torch:", "transformers:", "cache:", "smollm2:", "organism:tiny:", "figures:",
+        "leadline:", "torch:", "transformers:", "cache:", "smollm2:", "engine:", "figures:",
     ]  # fmt: skip
     assert str(cache_folder()) in out
 

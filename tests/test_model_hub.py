@@ -37,7 +37,7 @@ def folder(tmp_path) -> Path:
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
     """A hub that refuses connections, and an empty local cache of it."""
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path / "hub"
@@ -95,8 +95,7 @@ def test_what_the_local_hub_cache_holds_needs_no_network(offline, folder, monkey
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text(commit)
     for offline_is_known in (False, True):
-        if offline_is_known:
-            monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline_is_known)
         model = load("owner/name")
         assert (model.name, model.revision) == ("owner/name", commit)
         assert model.weight_hash == load(str(folder)).weight_hash

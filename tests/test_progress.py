@@ -52,6 +52,17 @@ def test_a_batch_that_goes_on_counts_only_what_it_did_itself(clock):
     assert "2 min 24 s left" in text.getvalue(), "9 steps of 16 seconds, not a fraction of one"
 
 
+def test_the_best_score_so_far_is_said(clock):
+    text = io.StringIO()
+    reporter = RichReporter(Console(file=text, width=80))
+    reporter.stage("draws")
+    for score in (0.25, 1.0, 0.5):
+        reporter.scored(score)
+    clock[0] += 20
+    reporter.progress(1, 2, "3 of 4 draws left")
+    assert text.getvalue().splitlines()[-1] == "  draws: 1 of 2  3 of 4 draws left, best score 1.00"
+
+
 def test_on_a_terminal_a_bar(clock):
     text = io.StringIO()
     reporter = RichReporter(Console(file=text, width=100, force_terminal=True))
@@ -61,7 +72,7 @@ def test_on_a_terminal_a_bar(clock):
     reporter.note("a line worth keeping")
     reporter.stage("next")
     reporter.close()
-    assert "draws (1]" in text.getvalue()
+    assert "\ndraws [1]\n" in text.getvalue().replace("\r", "\n").replace("\x1b[2K", "")
     assert "before any stage" not in text.getvalue()
     assert "a line worth keeping" in text.getvalue()
 
@@ -70,6 +81,7 @@ def test_the_silent_reporter_is_silent(capsys):
     reporter = Reporter()
     reporter.stage("a")
     reporter.progress(1, 2, "b")
+    reporter.scored(0.5)
     reporter.note("c")
     reporter.close()
     assert capsys.readouterr() == ("", "")

@@ -23,7 +23,7 @@ from leadline.records import open_run, read_arrays
 # Run before each command: a short budget, a checkpoint after every step, a line in the log for every step of training
 # and every batch of draws that was computed, and what happens after the n-th call of one function.
 DRIVER = """
-import json, os, resource, signal, time
+import atexit, json, os, resource, signal, time
 from pathlib import Path
 from leadline import checkpoint, plan, records
 
@@ -55,7 +55,10 @@ def kill():
     os.kill(os.getpid(), signal.SIGKILL)
 
 def fill_the_disk():
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    # lifted at the end: what counts coverage in this process writes its file then
+    atexit.register(resource.setrlimit, resource.RLIMIT_FSIZE, (hard, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
 
 def wait():
     log.with_suffix(".here").touch()

@@ -119,6 +119,7 @@ def test_the_spec_file_is_named_with_line_and_field(capsys, tmp_path):
         ("b.jsonl", '["a"]\n', r"exactly the fields prompt and target.*line 1\)"),
         ("b.jsonl", '\n{"prompt": "a", "target": ""}\n', r"tokenises to nothing \(.*line 2, field target"),
         ("b.jsonl", '\n{"prompt": 3, "target": "b"}\n', r"valid string, not 3 \(.*line 2, field prompt\)"),
+        ("b.jsonl", '{"prompt": "a", "target": "b"}\n' * 2, r"Contexts 1 and 2 are the same.*b.jsonl\)"),
         ("b.jsonl", '{"prompt": [{"role": "me", "content": "a"}], "target": "b"}', r"line 1, field prompt.0.role"),
     ],
 )
@@ -198,6 +199,13 @@ def test_models_that_are_not_there(capsys, tmp_path):
     empty.write_bytes(b"GGUF" + BINARY)
     assert "No model could be loaded" in said(f"gguf:{empty}")
     assert not (tmp_path / "run").exists(), "nothing was begun"
+
+
+def test_a_cache_that_cannot_be_written_is_said(capsys, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LEADLINE_CACHE", str(tmp_path / "file"))
+    said = refused(capsys, "measure", *small(out=tmp_path / "run"))
+    assert "set LEADLINE_CACHE to a folder that can be written" in said
 
 
 def test_models_that_are_not_whole(capsys, tmp_path, llama):

@@ -40,7 +40,7 @@ class Checkpoint:
     def training(self, state: State, steps: int, now: bool = False) -> None:
         """After each step: reports, and saves when it is time."""
         best = min((loss for loss in state.losses if loss == loss), default=float("nan"))
-        self._reporter.progress(state.step, steps, f"best loss {best:.3g} bits a reply")
+        self._reporter.progress(state.step, steps, f"best loss {best:.3g} bits")
         if not self._due(now):
             return
         arrays = {

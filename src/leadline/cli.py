@@ -139,7 +139,7 @@ def measure(
         compute = recorded((stored_spec(folder) or {}).get("provenance", {}))
         frozen = load(wanted.model, compute, progress=lambda doing, share: reporter.progress(share, 1, doing))
         used = frozen.compute
-        reporter.note(f"Compute: {used.dtype}, {used.attention} attention, {used.threads} threads ({used.why}).")
+        reporter.note(f"Compute: {used.dtype}, {used.attention} attention, {used.threads} threads\n  {used.why}")
         for line in costs.plan_lines(wanted, what, frozen):
             reporter.note(line)
         if plan:
@@ -276,7 +276,8 @@ def main(arguments: list[str] | None = None) -> None:
         _drop_output()
         sys.exit(0)
     except OSError as error:
-        _drop_output()
+        if error.filename is None:  # writing says which file, printing does not
+            _drop_output()
         what, where = error.strerror or error, error.filename or "output"
         how = "Make room or mend the permissions; the same command continues."
         _fail(console, f"A file could not be written or read: {what} ({where}). {how}", 1)
@@ -305,7 +306,9 @@ def _quiet() -> None:
 
 def _drop_output() -> None:
     """What is still in the buffer of standard output cannot be written; the interpreter must not try again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
 
 
 def _resolved(given: dict[str, Any], path: Path | None) -> RunSpec:

@@ -29,7 +29,7 @@ def checks() -> Iterator[Check]:
         ("transformers", lambda: version("transformers")),
         ("cache", _cache),
         ("smollm2", _smollm2),
-        ("organism:tiny", _organism),
+        ("engine", _engine),
         ("figures", _figures),
     ):
         yield _run(name, look)
@@ -65,7 +65,7 @@ def _smollm2() -> str:
     return f"weights are here and whole ({smollm2.require()})"
 
 
-def _organism() -> str:
+def _engine() -> str:
     """One forward and backward pass of the random organism through the engine, against a closed form."""
     import torch
 

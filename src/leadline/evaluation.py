@@ -60,7 +60,9 @@ def score_draws(
         upto = min(items, item + max(1, CHUNK_ROWS // len(alive)))
         rows = [contexts[column] for _ in range(len(alive)) for column in range(item, upto)]
         _, found = score_latents(objective, rows, intervention, latents[alive].repeat_interleave(upto - item, 0))
-        margins[alive, item:upto] = found.view(len(alive), upto - item).cpu()
+        # A margin that is no number is a miss that was scored; NaN here means: not scored.
+        found = found.view(len(alive), upto - item).nan_to_num(nan=float("-inf"))
+        margins[alive, item:upto] = found.cpu()
         item = upto
         after_item(margins)
     return margins

@@ -29,6 +29,7 @@ from leadline.plan import (
     Cell,
     Seen,
     batches,
+    best_restart,
     best_restarts,
     bracketed,
     first_cells,
@@ -109,13 +110,8 @@ def size_curve(work: Work) -> None:
     cells = gradient_cells(work.spec, [task.name for task in work.tasks])
     train_cells(work, "size curve", cells, BUDGETS[work.spec.scale].gradient_steps)
     for curve in dict.fromkeys(cell.curve for cell in cells):
-        restarts = [work.validation(cell) for cell in cells if cell.curve == curve]
-        # A NaN loss compares as false with everything: put it last.
-        order = [
-            (-row["score"], row["loss_bits"] if row["loss_bits"] == row["loss_bits"] else float("inf"))
-            for row in restarts
-        ]
-        best = [cell for cell in cells if cell.curve == curve][order.index(min(order))]
+        restarts = [cell for cell in cells if cell.curve == curve]
+        best = restarts[best_restart([work.validation(cell) for cell in restarts])]
         work.choose(best)
         key = work.key("test", work.cell_key(best))
         if work.done(key):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import re
 import threading
 from collections.abc import Callable
@@ -255,7 +254,7 @@ def _hub_commit(repository: str, revision: str | None) -> tuple[str, str]:
         except Exception as error:  # offline takes many forms, all of them of other libraries; sorted out below
             answer.append(error)
 
-    if not os.environ.get("HF_HUB_OFFLINE"):
+    if not huggingface_hub.constants.HF_HUB_OFFLINE:
         # In a thread, since looking up a host's name knows no time limit of its own.
         asking = threading.Thread(target=ask, daemon=True)
         asking.start()

@@ -7,8 +7,9 @@ earlier results (bisection) get their rows from `rounds`, a pure function of tho
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from leadline.scoring import needed
 from leadline.spec import RunSpec, Scale
@@ -99,6 +100,17 @@ class Seen:
     cell: Cell
     score: float
     kl_bits: float
+
+
+def best_restart(points: Sequence[Mapping[str, Any]]) -> int:
+    """Which of a size's restarts is reported: the highest score on validation items, then the lowest loss there. A loss
+    that is no number comes last."""
+
+    def rank(point: Mapping[str, Any]) -> tuple[float, float]:
+        loss = point["loss_bits"]
+        return -point["score"], loss if loss == loss else math.inf
+
+    return min(range(len(points)), key=lambda index: rank(points[index]))
 
 
 def best_restarts(seen: Sequence[Seen]) -> list[Seen]:

@@ -18,6 +18,9 @@ class Reporter:
     def progress(self, done: float, total: float, detail: str = "") -> None:
         """So much of the stage is done."""
 
+    def scored(self, score: float) -> None:
+        """A trained cell of the behaviour has this validation score."""
+
     def note(self, text: str) -> None:
         """A line worth keeping."""
 
@@ -39,26 +42,31 @@ class RichReporter(Reporter):
         self._what = ""
         self._begun = self._said = 0.0
         self._first: float | None = None
+        self._best: float | None = None
         if console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[detail]}"))
+            columns = (TextColumn(" "), BarColumn(bar_width=20), TextColumn("{task.description}"))
             self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
             self._bar.start()
 
     def stage(self, what: str) -> None:
         self._what, self._first = what, None
         self._begun = self._said = time.monotonic()
-        if self._bar is None:
-            self._console.print(what, highlight=False, markup=False, soft_wrap=True)
-            return
-        for task in self._bar.task_ids:
-            self._bar.update(task, visible=False)
-        self._bar.add_task(what.replace("[", "("), total=None, detail="")
+        self.note(what)
+        if self._bar is not None:
+            for task in self._bar.task_ids:
+                self._bar.update(task, visible=False)
+            self._bar.add_task("", total=None)
+
+    def scored(self, score: float) -> None:
+        self._best = score if self._best is None else max(self._best, score)
 
     def progress(self, done: float, total: float, detail: str = "") -> None:
         now = time.monotonic()
+        if self._best is not None:
+            detail = f"{detail}, best score {self._best:.2f}"
         if self._bar is not None:
             for task in self._bar.task_ids[-1:]:
-                self._bar.update(task, completed=done, total=total, detail=detail.replace("[", "("))
+                self._bar.update(task, completed=done, total=total, description=detail.replace("[", "("))
             return
         if self._first is None:
             self._first, self._begun = done, now
