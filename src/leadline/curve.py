@@ -7,7 +7,6 @@ it leads to keeps its 95%.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from leadline.information import (
     size_weights,
     surprisal,
 )
+from leadline.records import points_are_whole, read_spec
 from leadline.spec import UserError
 
 __all__ = ["Bits", "Curve", "Distance", "Frontier", "NoDistance", "Result"]
@@ -70,7 +70,9 @@ class Result:
         folder = Path(run_dir)
         again = "Name the folder of a run, or run `leadline measure` on it again"
         try:
-            spec = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
+            spec = read_spec(folder)
+            if not points_are_whole(folder):
+                raise UserError("points.parquet is not what this run wrote", str(folder), again)
             points = pl.read_parquet(folder / "points.parquet")
         except FileNotFoundError:
             raise UserError("this is not the folder of a run that has points", str(folder), again) from None

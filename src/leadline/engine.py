@@ -17,6 +17,7 @@ from torch import Tensor
 
 from leadline.edits import EmbeddingEdit
 from leadline.model import FrozenModel
+from leadline.spec import UserError
 
 
 @dataclass(frozen=True)
@@ -206,4 +207,8 @@ def shared_prefix(contexts: Sequence[Context]) -> tuple[int, ...]:
 def _choose(logits: Tensor, generator: torch.Generator | None) -> Tensor:
     if generator is None:
         return logits.argmax(-1)
-    return torch.multinomial(logits.float().softmax(-1), 1, generator=generator)[:, 0]
+    chances = logits.float().softmax(-1)
+    if not bool(torch.isfinite(chances).all()):
+        how = "Give a behaviour with replies of its own, or another model."
+        raise UserError("The model's own replies cannot be drawn: its logits are not finite", "model", how)
+    return torch.multinomial(chances, 1, generator=generator)[:, 0]

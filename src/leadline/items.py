@@ -293,7 +293,7 @@ def _matched(
             moved = [Context(context.before, context.after, wanted) for context in contexts]
             nothing = no_edit(len(moved), model.hidden_size, model.network.dtype, model.device)
             costs.append(prefill_bits(objective.evaluate(moved, nothing)[0].double().cpu().numpy()))
-        return abs(costs[0] / costs[1] - 1)
+        return abs(costs[0] - costs[1]) / max(costs[1], 1e-9)  # a reply that is certain costs nothing
 
     contexts = main.contexts("train")
     best, least = tokens(phrases[0]), float("inf")

@@ -68,15 +68,10 @@ def measure(
     fields: any other field of RunSpec: family, sizes, seeds, threshold, controls, items, draws, prior_draws, scale
     Raises UserError where the input is wrong.
     """
-    if isinstance(fields.get("family"), str):
-        fields["family"] = (fields["family"],)
-    spec = RunSpec(
-        model=model if isinstance(model, str) else model.name,
-        behaviour=behaviour if isinstance(behaviour, str) else behaviour.name,
-        **fields,
-    )
     reporter = report or Reporter()
     wanted = behaviours.load(behaviour) if isinstance(behaviour, str) else behaviour
+    # Under the name that it gives itself: a file's path says nothing of what is in it.
+    spec = RunSpec(model=model if isinstance(model, str) else model.name, behaviour=wanted.name, **fields)
     folder = Path(out) if out else default_folder(spec.model_dump(mode="json"), wanted.model_dump(mode="json"))
     reporter.stage(f"loading {spec.model}")
     # A probe that falls out otherwise today must not change the rest of a run's numbers.
@@ -211,6 +206,8 @@ def _write_trained(work: Work, cell: Cell, line: Row, state: State, index: int, 
         scored = score_latents(work.objective, contexts * draws, line.intervention, latents)
         bits, margins = (values.view(draws, len(contexts)) for values in scored)
         found.append(rows.curve_point(work.about(cell), work.spec.threshold, split, bits, margins, parameters, made))
+    if not cell.task:
+        work.reporter.scored(found[-1]["score"])
     arrays = {name: value.cpu().numpy() for name, value in parameters.items()}
     work.write(work.cell_key(cell), {"cell": asdict(cell), "points": found}, arrays)
 

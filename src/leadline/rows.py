@@ -58,8 +58,8 @@ def null_points(threshold: float, task: Task, scored: Mapping[str, tuple[Tensor,
         found.append(_row(row))
         if split == "test" and row["outcome"] == "reached":
             found.append(_row({**row, "estimator": "NULL", "kind": "exact", "upper_bits": 0.0, "estimate_bits": 0.0}))
-        if split == "test" and task.target is not None:
-            cost = prefill_bits(bits.double().cpu().numpy())
+        cost = prefill_bits(bits.double().cpu().numpy())
+        if split == "test" and task.target is not None and not math.isnan(cost):
             length = len(task.items["test"][0].context.target)
             found.append(_row({
                 **row, "family": "prefill", "size": length, "estimator": "PREFILL", "kind": "certified upper",
@@ -83,7 +83,7 @@ def curve_point(
         row |= {"steps": made.steps, "flops": made.flops, "wall_seconds": made.seconds}
         if made.lost:
             row["outcome"] = "non-finite"
-        elif not row["loss_bits"] <= max(made.null_bits, 1.0):
+        elif row["outcome"] != "non-finite" and row["loss_bits"] > max(made.null_bits, 1.0):
             row["outcome"] = "diverged"
     return _row(row)
 
@@ -153,9 +153,9 @@ def _scores(bits: Tensor, margins: Tensor, threshold: float) -> Point:
     if len(cost) > 1 and np.isfinite(cost).all():
         mean, low, high = student_interval(cost)
     score_low, score_high = wilson_interval(float(right.sum()), len(right))
+    outcome = "reached" if score >= threshold - 1e-9 else "out of steps" if math.isfinite(mean) else "non-finite"
     return {"loss_bits": mean, "loss_low": low, "loss_high": high, "score": score, "score_low": score_low,
-            "score_high": score_high,
-            "outcome": "reached" if score >= threshold - 1e-9 else "out of steps"}  # fmt: skip
+            "score_high": score_high, "outcome": outcome}  # fmt: skip
 
 
 def _row(values: Point) -> Point:

@@ -60,13 +60,14 @@ class Work:
         self._prior = embedding_prior(model)
 
     def _prepare(self) -> list[Task]:
-        if stored := self.run.read_json("items.json"):
-            return from_json(stored)
+        stored = self.run.read_json("items.json")
+        if stored is not None and stored["hash"] == self.hash:  # else of a spec that was never begun
+            return from_json(stored["tasks"])
         self.reporter.stage("items and controls")
         tasks = prepare(
             self.model, self.behaviour, self.spec, lambda what, share: self.reporter.progress(share, 1, what)
         )
-        self.run.write_json("items.json", to_json(tasks))
+        self.run.write_json("items.json", {"hash": self.hash, "tasks": to_json(tasks)})
         return tasks
 
     def key(self, *labels: str) -> str:
@@ -191,8 +192,9 @@ class Work:
             rows = (self.run.cell(self.key("null", control["name"])) or {"points": []})["points"]
             control["direct_bits"] = next((row["upper_bits"] for row in rows if row["family"] == "prefill"), None)
         stored["extra"], stored["finished"] = extra, datetime.now(UTC).isoformat(timespec="seconds")
-        self.run.write_json("spec.json", stored)
+        # Before the run says that it is finished: nothing would clear them away afterwards.
         shutil.rmtree(self.run.folder / "batches", ignore_errors=True)
+        self.run.write_json("spec.json", stored)
         self.run.event("finished")
         return Result.load(self.run.folder)
 
