@@ -41,7 +41,7 @@ class Budget:
 
 BUDGETS: dict[Scale, Budget] = {
     "ci": Budget(120, 150, 40, 6, 8, 2, 16, 512),
-    "default": Budget(60, 150, 40, 8, 16, 2, 32, 64),
+    "default": Budget(100, 150, 40, 8, 16, 2, 32, 64),
     "full": Budget(400, 600, 240, 12, 32, 4, 64, 64),
 }
 FIRST_BETA = 0.01  # bits of loss a bit of KL: low enough that the behaviour is found before it is cheapened
