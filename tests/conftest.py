@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from leadline import organisms
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """Loading a model sets torch's threads: no test leaves its choice to the next one."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -25,13 +25,6 @@ ARCHITECTURES = ("llama", "gpt2", "neox", "gemma")
 FLOAT32 = Compute("float32", "eager", 1, "tests")
 
 
-@pytest.fixture(autouse=True)
-def _threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def folder(tmp_path) -> Path:
     made = random_model("llama")

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-import torch
 import transformers
 
 from commands import save
@@ -19,13 +18,6 @@ from leadline.model import load
 from leadline.probe import Compute
 from leadline.spec import UserError
 from models import random_model, word_tokenizer, words
-
-
-@pytest.fixture(autouse=True)
-def _threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
