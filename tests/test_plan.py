@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,8 +17,10 @@ from leadline.plan import (
     best_restarts,
     bracket,
     bracketed,
+    candidates,
     first_cells,
     gradient_cells,
+    loss_cells,
     next_cells,
     outline,
 )
@@ -43,7 +47,25 @@ def test_while_the_threshold_holds_beta_doubles_from_the_last_cell():
 def test_where_the_threshold_was_never_reached_beta_falls_from_scratch():
     (cell,) = next_cells([seen(0.01, 0.2, 500.0)], 0.9)
     assert cell.beta == pytest.approx(0.01 / 8)
-    assert cell.parent == ""
+    assert cell.parent == Cell("", "soft_prompt", 1, 0, None).label, "from what the size curve found"
+
+
+def test_a_q_that_has_the_behaviour_and_is_too_wide_is_narrowed():
+    (cell,) = next_cells([seen(0.01, 0.85, 800.0)], 0.9)
+    assert cell.beta == pytest.approx(0.005)
+    assert cell.parent == seen(0.01, 0, 0).cell.label
+
+
+def test_candidates_hold_the_reached_cell_and_cheaper_ones_near_it():
+    curve = [seen(0.01 * 2**n, score, 500.0 - 50 * n) for n, score in enumerate((1.0, 0.95, 0.8, 0.7, 0.6, 0.55, 0.1))]
+    found = [cell.beta for cell in candidates(curve, 0.9)]
+    assert found == pytest.approx([0.01 * 2**n for n in (5, 4, 2, 1)]), (
+        "from the cheapest near it up to the reached one"
+    )
+    assert [cell.beta for cell in candidates(curve[:2], 0.9)] == pytest.approx([0.02])
+    assert [cell.beta for cell in candidates(curve[2:4], 0.9)] == pytest.approx([0.08, 0.04]), "none reached"
+    assert candidates(curve[6:], 0.9) == []
+    assert candidates([seen(0.01, 0.0, 9.0)], 0.3) == [], "a low threshold does not make a cell that never hits near"
 
 
 def test_a_bracket_is_cut_in_three_and_left_once_within_five_percent():
@@ -88,8 +110,25 @@ def test_bisection_ends_within_the_rounds_on_a_smooth_curve():
     assert bracketed(points, 0.9)
 
 
+@pytest.mark.parametrize("rounds", [1, 2, 8])
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_outline_is_never_exceeded_by_the_rounds(monkeypatch, rounds, exact):
+    """A curve that is bracketed at once and then slowly: nearly as many cells a round as there can be."""
+    budget = replace(BUDGETS["ci"], rounds=rounds)
+    monkeypatch.setitem(BUDGETS, "ci", budget)
+    spec = RunSpec(scale="ci", sizes=(1,), items=10)
+    told = outline(spec, [""], exact)[3]
+    points, trained = [seen(FIRST_BETA, 1.0, 500.0)], 0
+    for number in range(rounds):
+        more = next_cells(points, 0.9) if exact else loss_cells(points, rounds)
+        trained += len(more)
+        points += [Seen(cell, 0.0, 100.0 * 0.5**number) for cell in more]
+    assert told.passes >= trained * budget.contexts * budget.round_steps > 0
+
+
 def test_the_outline_counts_all_stages():
     lines = outline(RunSpec(), ["", "matched-0", "uniform-0"])
     assert len(lines) == 7
+    assert len(outline(RunSpec(), ["", "permuted-0"], exact=False)) == 4, "no threshold, nothing to certify"
     assert lines[1].passes == 4 * 16 * BUDGETS["default"].gradient_steps
     assert lines[-1].scored == 2 * 512 * 5

@@ -7,8 +7,10 @@ import json
 import pytest
 import torch
 
-from leadline import probe
-from leadline.probe import Compute, choose, recorded
+import leadline
+from commands import FEW
+from leadline import plan, probe
+from leadline.probe import Compute, choose, overridden, recorded
 from models import random_model
 
 
@@ -74,3 +76,26 @@ def test_a_run_goes_on_as_it_was_recorded():
     assert recorded(provenance) == Compute("bfloat16", "sdpa", 4, "measured")
     for broken in ({}, {**provenance, "threads": None}, {**provenance, "threads": "many"}):
         assert recorded(broken) is None
+
+
+def test_what_is_asked_for_wins_over_the_probe():
+    found = Compute("bfloat16", "eager", 2, "measured")
+    assert overridden(found, "auto") == found
+    assert overridden(found, "float32").why == "float32 was asked for; the rest: measured"
+    for asked, expected in [
+        ("float32", ("float32", "eager", 2)), ("sdpa", ("bfloat16", "sdpa", 2)), ("1", ("bfloat16", "eager", 1)),
+        ("float32,sdpa,4", ("float32", "sdpa", 4)), ("4, float32", ("float32", "eager", 4)),
+    ]:  # fmt: skip
+        had = overridden(found, asked)
+        assert (had.dtype, had.attention, had.threads) == expected
+
+
+def test_a_run_computes_as_it_was_asked_to(tmp_path, monkeypatch, tiny_model_folder):
+    """From the spec to the loaded network and into the record, against the tiny model's own float32 and eager."""
+    monkeypatch.setitem(plan.BUDGETS, "ci", FEW)
+    result = leadline.measure(
+        str(tiny_model_folder), out=tmp_path / "run", scale="ci", sizes=1, controls=0, items=4, draws=64, prior_draws=0,
+        compute="bfloat16,sdpa",
+    )  # fmt: skip
+    found = result.spec["provenance"]
+    assert (found["dtype"], found["attention"], found["threads"]) == ("bfloat16", "sdpa", 1)

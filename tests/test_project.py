@@ -137,7 +137,15 @@ def test_import_rules_hold() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["leadline", "leadline.information", "leadline.curve", "leadline.records", "leadline.report", "leadline.cli"],
+    [
+        "leadline",
+        "leadline.information",
+        "leadline.curve",
+        "leadline.result",
+        "leadline.records",
+        "leadline.report",
+        "leadline.cli",
+    ],
 )
 def test_starts_without_torch(module: str) -> None:
     """`leadline show` and `--help` must not wait for torch, and records must be readable where it is missing."""

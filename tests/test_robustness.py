@@ -53,6 +53,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["measure", "--family", "hard_prompt"], r"'soft_prompt' or 'soft_subspace', not 'hard_prompt' \(--family\)"),
         (["measure", "--family", "soft_prompt,soft_prompt"], r"each once \(--family\)"),
         (["measure", "--family", ""], r"at least one family.* \(--family\)"),
+        (["measure", "--compute", "float64"], r"not 'float64' \(--compute\)"),
         (["measure", "--scale", "huge"], r"\"huge\" for --scale"),
         (["measure", "--depth", "3"], r"Unknown option: --depth"),
         (["measure", "--seeds"], r"--seeds requires an argument"),
@@ -146,7 +147,11 @@ def test_behaviours_that_do_not_fit_the_model(capsys, tmp_path, llama):
     def said(text: str, *more: str, model: object = llama) -> str:
         path.write_text(text)
         out = tmp_path / f"run{next(runs)}"
-        return refused(capsys, "measure", "--model", model, "--behaviour", path, "--out", out, "--scale", "ci", *more)
+        message = refused(
+            capsys, "measure", "--model", model, "--behaviour", path, "--out", out, "--scale", "ci", *more
+        )
+        assert not out.exists(), "nothing was begun"
+        return message
 
     assert "Too few items: 320" in said(CHAT, "--items", "200")
     assert "lower --items to 104" in said(CHAT, "--items", "200")

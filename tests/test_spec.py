@@ -14,6 +14,7 @@ from leadline.behaviour import schemas
 from leadline.interventions import FAMILIES
 from leadline.spec import Family, RunSpec, UserError, field_errors, field_path, yaml_line
 
+COMPUTE = "Auto, or float32 or bfloat16, eager or sdpa, and a number of threads, each at most once, not "
 SCHEMAS = Path(__file__).parents[1] / "docs" / "schema"
 
 
@@ -53,6 +54,9 @@ def test_a_spec_does_not_change():
         ({"threshold": 1.01}, "Input should be less than or equal to 1, not 1.01", "field threshold"),
         ({"threshold": float("nan")}, "Input should be less than or equal to 1, not nan", "field threshold"),
         ({"family": "text"}, "Input should be 'soft_prompt' or 'soft_subspace', not 'text'", "field family.0"),
+        ({"compute": "float16"}, COMPUTE + "'float16'", "field compute"),
+        ({"compute": "float32,bfloat16"}, COMPUTE + "'float32,bfloat16'", "field compute"),
+        ({"compute": "0"}, COMPUTE + "'0'", "field compute"),
         ({"sedes": 1}, "There is no such field", "field sedes"),
         ({"draws": 8, "items": 0}, "Input should be greater than or equal to 1, not 0", "field items"),
     ],

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from commands import small_run
-from leadline.curve import Result
+from leadline.result import Result
 from leadline.spec import UserError
 from leadline.trial import reply
 

@@ -14,18 +14,18 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from leadline.behaviour import Behaviour as Behaviour
     from leadline.curve import Curve as Curve
-    from leadline.curve import NoDistance as NoDistance
-    from leadline.curve import Result as Result
     from leadline.information import Bits as Bits
     from leadline.information import Distance as Distance
     from leadline.measurement import measure as measure
     from leadline.model import FrozenModel as FrozenModel
+    from leadline.result import NoDistance as NoDistance
+    from leadline.result import Result as Result
     from leadline.spec import RunSpec as RunSpec
     from leadline.spec import UserError as UserError
 
 _HOMES = {
     "Behaviour": "behaviour", "Bits": "information", "Curve": "curve", "Distance": "information",
-    "FrozenModel": "model", "NoDistance": "curve", "Result": "curve", "RunSpec": "spec", "UserError": "spec",
+    "FrozenModel": "model", "NoDistance": "result", "Result": "result", "RunSpec": "spec", "UserError": "spec",
     "measure": "measurement",
 }  # fmt: skip
 __all__ = ["__version__", *sorted(_HOMES)]

@@ -70,6 +70,7 @@ def measure(
     draws: int | None = None,
     prior_draws: int | None = None,
     scale: Scale | None = None,
+    compute: str | None = None,
     out: Path | None = None,
     plan: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
@@ -102,6 +103,9 @@ def measure(
         Draws of the prior behind the certified lower bound; by default 512.
     scale
         How long the solvers run: ci (tiny models), default or full.
+    compute
+        In place of what the probe of this machine chooses: float32 or bfloat16, eager or sdpa, a number of threads,
+        or several with commas between; by default auto.
     out
         Run directory; by default runs/NAME-HASH.
     plan
@@ -110,7 +114,7 @@ def measure(
     given = {
         "model": model, "behaviour": behaviour, "family": family, "sizes": sizes, "seeds": seeds,
         "threshold": threshold, "controls": controls, "items": items, "draws": draws, "prior_draws": prior_draws,
-        "scale": scale,
+        "scale": scale, "compute": compute,
     }  # fmt: skip
     wanted = _resolved({name: value for name, value in given.items() if value is not None}, spec)
     console = Console(stderr=True)
@@ -120,11 +124,9 @@ def measure(
     what = behaviours.load(wanted.behaviour)
     asked = wanted.model_copy(update={"behaviour": what.name}).model_dump(mode="json")
     folder = out or default_folder(asked, what.model_dump(mode="json"))
+    finished = False
     if not plan:
-        if is_finished(folder, asked, what.model_dump(mode="json")):
-            console.print(f"This run is finished: {folder}", markup=False, highlight=False, soft_wrap=True)
-            _show(folder)
-            return
+        finished = is_finished(folder, asked, what.model_dump(mode="json"))
         check_folder(folder)
     console.print("Starting torch and transformers ...", highlight=False)
     from leadline import costs
@@ -136,15 +138,19 @@ def measure(
     reporter = RichReporter(console)
     try:
         reporter.stage(f"loading {wanted.model}")
-        compute = recorded((stored_spec(folder) or {}).get("provenance", {}))
-        frozen = load(wanted.model, compute, progress=lambda doing, share: reporter.progress(share, 1, doing))
+        began = recorded((stored_spec(folder) or {}).get("provenance", {}))
+        asked_for = began or wanted.compute
+        frozen = load(wanted.model, asked_for, progress=lambda doing, share: reporter.progress(share, 1, doing))
         used = frozen.compute
         reporter.note(f"Compute: {used.dtype}, {used.attention} attention, {used.threads} threads\n  {used.why}")
-        for line in costs.plan_lines(wanted, what, frozen):
-            reporter.note(line)
-        if plan:
-            return
-        reporter.note(f"Run directory: {folder}\n(the same command continues it)")
+        if finished:
+            reporter.note(f"This run is finished: {folder}\n(looking whether it still is this model's)")
+        else:
+            for line in costs.plan_lines(wanted, what, frozen):
+                reporter.note(line)
+            if plan:
+                return
+            reporter.note(f"Run directory: {folder}\n(the same command continues it)")
         fields = {name: value for name, value in wanted if name in wanted.model_fields_set - {"model", "behaviour"}}
         run(frozen, what, folder, reporter, **fields)
     finally:
@@ -161,8 +167,8 @@ def show(run: Path, /) -> None:
     run
         Run directory.
     """
-    from leadline.curve import Result
     from leadline.report import print_result
+    from leadline.result import Result
 
     page = run / "report.html"
     print_result(Result.load(run), Console(), page if page.is_file() else None)
@@ -329,8 +335,8 @@ def _resolved(given: dict[str, Any], path: Path | None) -> RunSpec:
 
 
 def _show(folder: Path) -> None:
-    from leadline.curve import Result
     from leadline.report import print_result, write_page
+    from leadline.result import Result
 
     page = write_page(folder)
     print_result(Result.load(folder), Console(), page)

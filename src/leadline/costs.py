@@ -8,13 +8,14 @@ import torch
 
 from leadline.behaviour import Behaviour
 from leadline.edits import EmbeddingEdit
-from leadline.engine import Context, Engine
-from leadline.items import CONTROL_KINDS
+from leadline.engine import Engine, shared_prefix
+from leadline.items import CONTROL_KINDS, sample_contexts
 from leadline.model import FrozenModel
 from leadline.plan import BUDGETS, outline
 from leadline.spec import RunSpec
 
-ROWS, TOKENS = 8, 32  # of the batch that is timed
+# Of the batch that is timed: enough sequences to fill the processor, few enough to be done in a second or two.
+TIMED_ROWS, TIMED_TOKENS = 32, 2048
 
 
 def plan_lines(spec: RunSpec, behaviour: Behaviour, model: FrozenModel) -> list[str]:
@@ -22,11 +23,9 @@ def plan_lines(spec: RunSpec, behaviour: Behaviour, model: FrozenModel) -> list[
     memory."""
     kinds = CONTROL_KINDS if behaviour.constant else ("permuted",)
     tasks = ["", *(f"{kinds[n % len(kinds)]}-{n // len(kinds)}" for n in range(spec.controls))]
-    train, score = _seconds_a_sequence(model)
+    train, score = _seconds_a_sequence(model, behaviour, spec)
     lines, total = [], 0.0
-    for line in outline(spec, tasks):
-        if behaviour.scored == "loss" and line.what.startswith(("choice", "certified")):
-            continue
+    for line in outline(spec, tasks, exact=behaviour.scored == "exact"):
         seconds = line.passes * train + line.scored * score
         total += seconds
         lines.append(f"  {line.what:<41}{line.batches:>8}{line.passes:>9}{line.scored:>9}{seconds / 60:>9.1f}")
@@ -41,20 +40,23 @@ def plan_lines(spec: RunSpec, behaviour: Behaviour, model: FrozenModel) -> list[
     ]
 
 
-def _seconds_a_sequence(model: FrozenModel) -> tuple[float, float]:
-    """Seconds for one sequence with and without a backward pass, the better of two after one that warms up."""
-    token = model.end_of_reply
-    contexts = [Context((token,), (token,) * (TOKENS - 6), (token,) * 5)] * ROWS
-    engine = Engine(model)
-    values = torch.zeros(ROWS, 1, model.hidden_size, device=model.device, requires_grad=True)
+def _seconds_a_sequence(model: FrozenModel, behaviour: Behaviour, spec: RunSpec) -> tuple[float, float]:
+    """Seconds for one of the behaviour's own sequences with and without a backward pass, the better of two after one
+    that warms up."""
+    contexts = sample_contexts(model, behaviour, spec, min(TIMED_ROWS, BUDGETS[spec.scale].sequences))
+    longest = max(len(context.before) + len(context.after) + len(context.target) for context in contexts)
+    contexts = contexts[: max(1, TIMED_TOKENS // longest)]
+    rows = len(contexts)
+    engine = Engine(model, shared_prefix(contexts))
+    values = torch.zeros(rows, 1, model.hidden_size, device=model.device, requires_grad=True)
 
     def seconds(backward: bool) -> float:
         begin = time.perf_counter()
         with torch.set_grad_enabled(backward):
-            nats = engine.target_logits(contexts, EmbeddingEdit(values, (1,) * ROWS)).nats()
+            nats = engine.target_logits(contexts, EmbeddingEdit(values, (1,) * rows)).nats()
         if backward:
             nats.sum().backward()  # type: ignore[no-untyped-call]
-        return (time.perf_counter() - begin) / ROWS
+        return (time.perf_counter() - begin) / rows
 
     seconds(True)
     return min(seconds(True), seconds(True)), min(seconds(False), seconds(False))

@@ -15,7 +15,7 @@ from leadline.edits import no_edit
 from leadline.engine import Context
 from leadline.interventions.base import Intervention, edit
 from leadline.objective import CHUNK_ROWS, Objective
-from leadline.scoring import hits, needed
+from leadline.scoring import hits, level, needed
 
 
 def score_null(objective: Objective, contexts: Sequence[Context]) -> tuple[Tensor, Tensor]:
@@ -70,7 +70,7 @@ def score_draws(
 
 def in_s(margins: Tensor, threshold: float) -> Tensor:
     """(draws,) True where a draw reaches the threshold; `margins` as `score_draws` returns them."""
-    return hits(margins).sum(1) >= needed(threshold, margins.shape[1])
+    return level(margins, threshold) > 0
 
 
 def first_item_hits(margins: Tensor, threshold: float) -> tuple[int, int]:

@@ -31,6 +31,7 @@ MOST_TRAIN = 200
 CONTROL_KINDS = ("matched", "uniform", "phrase", "shuffled")
 MATCH_TOLERANCE = 0.1
 ROUGH_CONTEXTS = 8
+SHUFFLES = 200  # orders tried before a reply is said to have no other one
 
 Progress = Callable[[str, float], None]
 
@@ -78,14 +79,8 @@ def prepare(
     replies, rendered = _replies(model, behaviour, renderer, befores, progress)
     end = (model.end_of_reply,) if behaviour.ends else ()
     splits = _split(len(texts), spec)
-    longest = max(
-        len(before) + len(after) + len(reply) for (before, after), reply in zip(rendered, replies, strict=True)
-    )
-    if longest + len(end) + max(spec.sizes) > model.window:
-        raise UserError(
-            f"A context of {longest} tokens with {max(spec.sizes)} of the intervention does not fit into the model's "
-            f"window of {model.window}", f"behaviour {behaviour.name}", "Shorten the contexts or lower --sizes.",
-        )  # fmt: skip
+    lengths = [len(before) + len(after) + len(reply) for (before, after), reply in zip(rendered, replies, strict=True)]
+    _require_room(model, behaviour, spec, max(lengths) + len(end))
 
     def task(name: str, kind: str, replies: Sequence[tuple[int, ...]]) -> Task:
         targets = [model.tokenizer.decode(reply) for reply in replies]
@@ -98,14 +93,43 @@ def prepare(
     main = task("", "", replies)
     if not behaviour.constant:
         return [main, *(task(f"permuted-{n}", "permuted", _permuted(replies, splits, n)) for n in range(spec.controls))]
-    controls = []
+    controls: list[Task] = []
+    taken = [_unit(renderer, behaviour)]
     for number in range(spec.controls):
         kind, seed = CONTROL_KINDS[number % len(CONTROL_KINDS)], number // len(CONTROL_KINDS)
         progress(f"control {kind}-{seed}", number / spec.controls)
-        unit = _unit(renderer, behaviour)
-        made = _control(kind, seed, unit, main, model, renderer, behaviour)
-        controls.append(task(f"{kind}-{seed}", kind, [made] * len(texts)))
+        found, made = _control(kind, seed, taken, main, model, renderer, behaviour)
+        taken.append(made)
+        alike = sum(control.kind == found for control in controls)
+        controls.append(task(f"{found}-{alike}", found, [made] * len(texts)))
     return [main, *controls]
+
+
+def sample_contexts(model: FrozenModel, behaviour: Behaviour, spec: RunSpec, count: int) -> list[Context]:
+    """So many contexts of the behaviour with targets of its length, without asking the model for any: to time a plan.
+    Raises the UserErrors of `prepare` that need no model."""
+    renderer = Renderer(model, behaviour.slot)
+    end = (model.end_of_reply,) if behaviour.ends else ()
+    _, rendered = _contexts(behaviour, spec, renderer)
+    reply = behaviour.reply
+    if reply.texts is not None:
+        targets = [renderer.reply(text) for text in reply.texts]
+    elif behaviour.constant:  # a control is about as long as what it is a control of
+        targets = [_unit(renderer, behaviour)]
+    else:
+        targets = [(model.start_token,) * (1 if reply.own == "next" else reply.tokens)]
+    _require_room(model, behaviour, spec, max(len(b) + len(a) for b, a in rendered) + len(targets[0]) + len(end))
+    return [
+        Context(*rendered[number % len(rendered)], (*targets[number % len(targets)], *end)) for number in range(count)
+    ]
+
+
+def _require_room(model: FrozenModel, behaviour: Behaviour, spec: RunSpec, tokens: int) -> None:
+    if tokens + max(spec.sizes) > model.window:
+        raise UserError(
+            f"A context of {tokens} tokens with {max(spec.sizes)} of the intervention does not fit into the model's "
+            f"window of {model.window}", f"behaviour {behaviour.name}", "Shorten the contexts or lower --sizes.",
+        )  # fmt: skip
 
 
 def to_json(tasks: Sequence[Task]) -> list[dict[str, Any]]:
@@ -193,7 +217,7 @@ def _replies(
     of = behaviour.model_copy(update={"reply": reply.model_copy(update={"control": None, "text": reply.of})})
     spec = RunSpec(items=max(1, min(40, (count - LEAST_TRAIN) // 3)), controls=0)
     main = prepare(model, of, spec)[0]
-    made = _control(reply.control, reply.seed, renderer.reply(reply.of), main, model, renderer, of)
+    _, made = _control(reply.control, reply.seed, [renderer.reply(reply.of)], main, model, renderer, of)
     return [made] * count, rendered
 
 
@@ -248,42 +272,55 @@ def _permuted(replies: Sequence[tuple[int, ...]], splits: dict[str, list[int]], 
 def _control(
     kind: str,
     seed: int,
-    unit: tuple[int, ...],
+    taken: Sequence[tuple[int, ...]],
     main: Task,
     model: FrozenModel,
     renderer: Renderer,
     behaviour: Behaviour,
-) -> tuple[int, ...]:
-    """The target tokens of one control of a constant reply (docs/measurement.md section 5)."""
-    rng = random.Random(seed_of("control", kind, seed, unit))
+) -> tuple[str, tuple[int, ...]]:
+    """One control of a constant reply (docs/measurement.md section 5): the kind it turned out to be, and its tokens.
+
+    taken: the reply itself, and the controls made before. None of them is made again, nor, where the reply is repeated,
+           the same words begun elsewhere. Where no order of the tokens and no phrase is left it becomes a uniform
+           control, and a matched one is called nearest where no phrase is within 10% of the direct cost.
+    """
+    rng = random.Random(seed_of("control", kind, seed, taken[0]))
     repeat = behaviour.reply.repeat
-    base = renderer.reply(repeat) if repeat is not None else unit
+    base = renderer.reply(repeat) if repeat is not None else taken[0]
 
     def full(tokens: tuple[int, ...]) -> tuple[int, ...]:
         return _repeated(tokens, behaviour.reply.tokens) if repeat is not None else tokens
 
-    if kind == "shuffled" and len(set(base)) > 1:
-        order = list(base)
-        while tuple(order) == base:
-            rng.shuffle(order)
-        return full(tuple(order))
-    if kind in ("uniform", "shuffled"):  # one token, or all the same: there is nothing to shuffle
-        banned = {*model.tokenizer.all_special_ids, *model.end_tokens, *base}
-        allowed = [token for token in range(len(model.tokenizer)) if token not in banned]
-        return full(tuple(rng.choice(allowed) for _ in base))
-    phrases = [phrase for phrase in _phrases() if full(renderer.reply(phrase)) != unit]
-    rng.shuffle(phrases)
-    if kind == "phrase":
-        return full(renderer.reply(phrases[0]))
-    return _matched(phrases, main, model, lambda text: full(renderer.reply(text)), behaviour.ends)
+    def fresh(tokens: tuple[int, ...]) -> bool:
+        turned = [tokens[start:] + tokens[:start] for start in range(len(tokens) if repeat is not None else 1)]
+        return not {full(turn) for turn in turned} & set(taken)
+
+    phrases = [phrase for phrase in _phrases() if fresh(renderer.reply(phrase))]
+    if kind in ("phrase", "matched") and phrases:
+        rng.shuffle(phrases)
+        if kind == "phrase":
+            return kind, full(renderer.reply(phrases[0]))
+        texts = [found for text in _candidates(phrases) if (found := full(renderer.reply(text))) not in taken]
+        found, gap = _matched(texts, main, model, behaviour.ends)
+        return kind if gap <= MATCH_TOLERANCE else "nearest", found
+    order = list(base)
+    for _ in range(SHUFFLES if kind == "shuffled" else 0):
+        rng.shuffle(order)
+        if fresh(tuple(order)):
+            return kind, full(tuple(order))
+    banned = {*model.tokenizer.all_special_ids, *model.end_tokens, *base}
+    allowed = [token for token in range(len(model.tokenizer)) if token not in banned]
+    while not fresh(tokens := tuple(rng.choice(allowed) for _ in base)):
+        pass
+    return "uniform", full(tokens)
 
 
 def _matched(
-    phrases: list[str], main: Task, model: FrozenModel, tokens: Callable[[str], tuple[int, ...]], ends: bool
-) -> tuple[int, ...]:
-    """A phrase whose direct cost on the test items is within 10% of the behaviour's: the first in shuffled order,
-    single phrases before pairs; if none fits, the nearest one, and its own direct cost is on record. Looking at the
-    test items selects nothing here: a control is defined by its cost on the items it stands on; no score enters."""
+    phrases: Sequence[tuple[int, ...]], main: Task, model: FrozenModel, ends: bool
+) -> tuple[tuple[int, ...], float]:
+    """The first phrase whose direct cost on the test items is within 10% of the behaviour's, if none fits the nearest
+    one; and how far off its cost is, as a share. Looking at the test items selects nothing here: a control is defined
+    by its cost on the items it stands on; no score enters."""
     objective = objective_for(Engine(model))
     end = (model.end_of_reply,) if ends else ()
 
@@ -296,17 +333,20 @@ def _matched(
         return abs(costs[0] - costs[1]) / max(costs[1], 1e-9)  # a reply that is certain costs nothing
 
     contexts = main.contexts("test")
-    best, least = tokens(phrases[0]), float("inf")
-    for text in _candidates(phrases):
-        target = (*tokens(text), *end)
+    least: dict[tuple[int, ...], float] = {}
+    rough: dict[tuple[int, ...], float] = {}
+    for phrase in phrases:
         # A few contexts rule most phrases out; the mean of probabilities needs many to settle.
-        if gap(target, contexts[:ROUGH_CONTEXTS]) > 3 * MATCH_TOLERANCE:
+        rough[phrase] = gap((*phrase, *end), contexts[:ROUGH_CONTEXTS])
+        if rough[phrase] > 3 * MATCH_TOLERANCE:
             continue
-        if (found := gap(target, contexts)) < least:
-            best, least = tokens(text), found
-        if least <= MATCH_TOLERANCE:
-            break
-    return best
+        least[phrase] = gap((*phrase, *end), contexts)
+        if least[phrase] <= MATCH_TOLERANCE:
+            return phrase, least[phrase]
+    if not least:
+        nearest = min(rough, key=lambda phrase: rough[phrase])
+        least[nearest] = gap((*nearest, *end), contexts)
+    return min(least.items(), key=lambda pair: pair[1])
 
 
 def _candidates(phrases: list[str]) -> Iterator[str]:

@@ -19,7 +19,6 @@ from leadline import behaviour as behaviours
 from leadline import rows
 from leadline.behaviour import Behaviour
 from leadline.checkpoint import Checkpoint
-from leadline.curve import Result
 from leadline.engine import Context
 from leadline.evaluation import first_item_hits, in_s, score_draws, score_latents, score_null
 from leadline.interventions.base import Intervention, edit
@@ -32,6 +31,7 @@ from leadline.plan import (
     best_restart,
     best_restarts,
     bracketed,
+    candidates,
     first_cells,
     gradient_cells,
     loss_cells,
@@ -41,16 +41,16 @@ from leadline.priors import generator, normal
 from leadline.probe import recorded
 from leadline.progress import Reporter
 from leadline.records import default_folder, digest, stored_spec
+from leadline.result import Result
 from leadline.solvers import solver_for
 from leadline.solvers.base import Row, State, begin, train
 from leadline.spec import RunSpec
 from leadline.work import Work, open_work
 
 SAMPLES = 8  # test items whose replies are kept for people to read
+DRAWN_SAMPLES = 4  # validation items, each under a draw of its own, whose replies are kept of a cell with a beta
 REPLY_TOKENS = 48
 CONFIRM_DRAWS = 32
-NEAR = 0.4  # cells whose validation score is farther below the threshold are not worth drawing from
-CANDIDATES = 4  # cells of one curve that are compared by draws on validation items, at most
 
 
 def measure(
@@ -65,7 +65,8 @@ def measure(
     model, behaviour: names or objects
     out:    run directory; by default `runs/NAME-HASH`, a function of what is asked, so that the same call continues
     report: told what goes on; silent by default
-    fields: any other field of RunSpec: family, sizes, seeds, threshold, controls, items, draws, prior_draws, scale
+    fields: any other field of RunSpec: family, sizes, seeds, threshold, controls, items, draws, prior_draws, scale,
+            compute (which an object as `model` already has)
     Raises UserError where the input is wrong.
     """
     reporter = report or Reporter()
@@ -76,7 +77,7 @@ def measure(
     reporter.stage(f"loading {spec.model}")
     # A probe that falls out otherwise today must not change the rest of a run's numbers.
     began = recorded((stored_spec(folder) or {}).get("provenance", {}))
-    frozen = load(model, began) if isinstance(model, str) else model
+    frozen = load(model, began or spec.compute) if isinstance(model, str) else model
     passed = {"model": spec.model, "behaviour": spec.behaviour, **fields}
     with open_work(spec, wanted, frozen, folder, passed, reporter) as work:
         baseline(work)
@@ -97,7 +98,8 @@ def baseline(work: Work) -> None:
         work.reporter.stage(f"size 0 of {task.name or 'the behaviour'}")
         scored = {split: score_null(work.objective, task.contexts(split)) for split in ("validation", "test")}
         found = rows.null_points(work.spec.threshold, task, scored, key)
-        work.write(key, {"points": found}, samples=_samples(work, task.name, None, None))
+        costs = {split: bits.double().tolist() for split, (bits, _) in scored.items()}
+        work.write(key, {"points": found, "costs": costs}, samples=_samples(work, task.name, "test", SAMPLES))
 
 
 def size_curve(work: Work) -> None:
@@ -114,12 +116,15 @@ def size_curve(work: Work) -> None:
         contexts, intervention = work.task(best.task).contexts("test"), work.intervention(best)
         mean = work.trained(best.label)["mean"]
         scored = score_latents(work.objective, contexts, intervention, mean.expand(len(contexts), *intervention.shape))
-        point = rows.curve_point(work.about(best), work.spec.threshold, "test", *scored)
-        work.write(key, {"points": [point]}, samples=_samples(work, best.task, mean, intervention))
+        null = work.null_costs(best.task, "test")
+        point = rows.curve_point(work.about(best), work.spec.threshold, "test", *scored, null)
+        latents = mean.expand(SAMPLES, *intervention.shape)
+        work.write(key, {"points": [point]}, samples=_samples(work, best.task, "test", SAMPLES, intervention, latents))
 
 
 def rate_distortion(work: Work) -> list[Cell]:
-    """q = N(m, diag s^2): a first beta from scratch, then rounds of warm-started betas until tau is bracketed."""
+    """q = N(m, diag s^2): a first beta from the size curve's solutions, then rounds of betas, each warm-started from
+    its neighbour, until tau is bracketed."""
     budget, threshold = BUDGETS[work.spec.scale], work.spec.threshold
     exact = work.behaviour.scored == "exact"
     cells = first_cells(work.spec, [task.name for task in work.tasks])
@@ -193,59 +198,59 @@ def minibatch(pool: Sequence[Context], line: Row, step: int) -> list[Context]:
 
 
 def _write_trained(work: Work, cell: Cell, line: Row, state: State, index: int, steps: int, seconds: float) -> None:
-    """Scores a trained cell on validation items (a gradient cell on training items too) and stores it."""
+    """Scores a trained cell on validation items (a gradient cell on training items too) and stores it, with a few
+    replies of a cell that is drawn from."""
     task, parameters, lost = work.task(cell.task), state.parameters[index], state.lost[index]
     done = steps if lost < 0 else lost
-    made = rows.Made(done, lost >= 0, seconds, work.flops(task, done * line.draws), work.null_bits(cell.task))
+    made = rows.Made(done, lost >= 0, seconds, work.flops(task, done * line.draws))
     draws = 1 if cell.beta is None else BUDGETS[work.spec.scale].curve_draws
-    found = []
+    found, samples = [], None
     for split in ("validation",) if cell.beta is not None else ("train", "validation"):
         contexts = task.contexts(split)[: work.spec.items]
         noise = normal((draws * len(contexts), *line.intervention.shape), "curve", cell.label, split)
         latents = line.solver.draw(parameters, noise.to(work.model.device))
         scored = score_latents(work.objective, contexts * draws, line.intervention, latents)
         bits, margins = (values.view(draws, len(contexts)) for values in scored)
-        found.append(rows.curve_point(work.about(cell), work.spec.threshold, split, bits, margins, parameters, made))
+        null = work.null_costs(cell.task, split)
+        about = work.about(cell)
+        found.append(rows.curve_point(about, work.spec.threshold, split, bits, margins, null, parameters, made))
+        if cell.beta is not None:
+            samples = _samples(work, cell.task, split, DRAWN_SAMPLES, line.intervention, latents)
     if not cell.task:
         work.reporter.scored(found[-1]["score"])
     arrays = {name: value.cpu().numpy() for name, value in parameters.items()}
-    work.write(work.cell_key(cell), {"cell": asdict(cell), "points": found}, arrays)
+    work.write(work.cell_key(cell), {"cell": asdict(cell), "points": found}, arrays, samples)
 
 
 def certify(work: Work, cells: Sequence[Cell]) -> None:
     """Chooses each curve's cell by draws on validation items, then certifies it by fresh draws on test items."""
     choice_draws = BUDGETS[work.spec.scale].choice_draws
     for curve in dict.fromkeys(cell.curve for cell in cells):
+        seen = [work.seen(cell) for cell in cells if cell.curve == curve]
         promises: dict[str, float] = {}
-        candidates = {cell.label: cell for cell in _candidates(work, [cell for cell in cells if cell.curve == curve])}
-        for label, cell in candidates.items():
+        found = {cell.label: cell for cell in candidates(seen, work.spec.threshold)}
+        for label, cell in found.items():
             key = work.key("choice", work.cell_key(cell))
             if not work.done(key):
-                margins, _ = _drawn(work, key, cell, "validation", choice_draws)
-                point = rows.choice_point(work.about(cell), in_s(margins, work.spec.threshold), work.trained(label))
+                margins, latents = _drawn(work, key, cell, "validation", choice_draws)
+                point = rows.choice_point(work.about(cell), work.spec.threshold, margins, work.trained(label), latents)
                 work.write(key, {"points": [point]})
             promises[label] = rows.promise((work.run.cell(key) or {})["points"][0])
         if not promises:
             continue
-        best = candidates[min(promises, key=lambda label: promises[label])]
+        best = found[min(promises, key=lambda label: promises[label])]
         work.choose(best)
         key = work.key("bound", work.cell_key(best))
         if work.done(key):
             continue
         margins, latents = _drawn(work, key, best, "test", work.spec.draws)
-        found, arrays = rows.bound_points(
+        points, arrays = rows.bound_points(
             work.about(best), work.spec.threshold, margins, work.trained(best.label), latents
         )
         chosen = latents[in_s(margins, work.spec.threshold)][:CONFIRM_DRAWS]
         again = _scored(work, key, f"confirmation of {best.label}", chosen, best, "confirm")
         counts = {"hits": int(in_s(again, work.spec.threshold).sum()), "draws": len(chosen)}
-        work.write(key, {"points": found, "confirmation": {"/".join(map(str, curve)): counts}}, arrays)
-
-
-def _candidates(work: Work, cells: Sequence[Cell]) -> list[Cell]:
-    """The cells of one curve around its threshold: those that validation scores do not rule out, cheapest first."""
-    near = [seen for seen in map(work.seen, cells) if seen.score >= work.spec.threshold - NEAR]
-    return [seen.cell for seen in sorted(near, key=lambda seen: seen.kl_bits)[:CANDIDATES]]
+        work.write(key, {"points": points, "confirmation": {"/".join(map(str, curve)): counts}}, arrays)
 
 
 def _drawn(work: Work, key: str, cell: Cell, split: str, draws: int) -> tuple[Tensor, Tensor]:
@@ -284,19 +289,22 @@ def prior_draws(work: Work) -> None:
             work.write(key, {"points": [point], "prior_items": first_item_hits(margins, work.spec.threshold)})
 
 
-def _samples(work: Work, task: str, latent: Tensor | None, intervention: Intervention | None) -> list[dict[str, Any]]:
-    """Greedy free-running replies on some test items, for people to read."""
-    items = work.task(task).items["test"][:SAMPLES]
+def _samples(
+    work: Work, task: str, split: str, count: int,
+    intervention: Intervention | None = None, latents: Tensor | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Greedy free-running replies on some items, for people to read: item i under the i-th of the latents, if any."""
+    items = work.task(task).items[split][:count]
     contexts = [item.context for item in items]
     written = work.no_edit(len(items))
-    if latent is not None and intervention is not None:
+    if latents is not None and intervention is not None:
         with torch.no_grad():
-            written = edit([intervention], [latent.expand(len(items), *intervention.shape)])
+            written = edit([intervention], [latents[: len(items)]])
     longest = max(len(context.target) for context in contexts)
     replies = work.engine.generate(contexts, written, max(REPLY_TOKENS, longest))
     decode = work.model.tokenizer.decode
     return [
-        {"item": number, "split": "test", "draw": 0, "prompt": item.prompt, "reply": decode(list(reply)),
+        {"item": number, "split": split, "draw": 0, "prompt": item.prompt, "reply": decode(list(reply)),
          "target": item.target, "hit": reply[: len(item.context.target)] == item.context.target}
         for number, (item, reply) in enumerate(zip(items, replies, strict=True))
     ]  # fmt: skip

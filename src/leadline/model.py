@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from leadline import organisms, smollm2
 from leadline.cache import cache_folder, damaged_file
-from leadline.probe import Compute, choose
+from leadline.probe import Compute, choose, overridden
 from leadline.spec import UserError
 
 HUB_SECONDS = 5.0
@@ -162,18 +162,20 @@ class FrozenModel:
 
 def load(
     name: str,
-    compute: Compute | None = None,
+    compute: Compute | str = "auto",
     trust_remote_code: bool = False,
     progress: Callable[[str, float], None] | None = None,
 ) -> FrozenModel:
     """The model of that name, frozen.
 
     name:     `smollm2`, `organism:NAME`, `gguf:FILE`, a local folder, `hf:ID@REVISION` or a plain hub id
-    compute:  dtype, attention and threads; by default chosen by a short measured probe, which is cached
+    compute:  dtype, attention and threads: "auto" takes what a short measured probe finds, which is cached; text such
+              as "float32,eager,2" overrides any of the three (`probe.overridden`)
     progress: told what is done and the share of it, where a model has to be made first
     Raises UserError for what is not there, is damaged, or cannot take free embeddings.
     """
-    first = compute or Compute("float32", "sdpa", torch.get_num_threads(), "not probed yet")
+    unknown = Compute("float32", "sdpa", torch.get_num_threads(), "not probed yet")
+    first = unknown if isinstance(compute, str) else compute
     try:
         source, revision = _resolve(name, progress)
         tokenizer = transformers.AutoTokenizer.from_pretrained(
@@ -196,8 +198,8 @@ def load(
         raise UserError("Its tokenizer has no fast (Rust) version", f"--model {name}", "Convert the tokenizer first.")
     model = FrozenModel(name, source, revision, network, tokenizer, first, trust_remote_code)
     _require_free_embeddings(model)
-    if compute is None:
-        model = model.with_compute(choose(model.network, f"{source}@{revision}"))
+    if isinstance(compute, str):
+        model = model.with_compute(overridden(choose(model.network, f"{source}@{revision}"), compute))
     torch.set_num_threads(model.compute.threads)
     return model
 

@@ -20,7 +20,7 @@ class Budget:
     """How long solvers run at one scale.
 
     gradient_steps: optimiser steps of the size curve
-    first_steps:    of the first beta, from scratch
+    first_steps:    of the first beta, from what the size curve found
     round_steps:    of every later beta, warm-started from its neighbour
     rounds:         rounds of the rate-distortion curve after the first beta, at most
     contexts:       contexts a row sees in a step, each with its own draw of q
@@ -41,11 +41,14 @@ class Budget:
 
 BUDGETS: dict[Scale, Budget] = {
     "ci": Budget(120, 150, 40, 6, 8, 2, 16, 512),
-    "default": Budget(100, 150, 40, 8, 16, 2, 32, 64),
+    "default": Budget(100, 120, 40, 8, 16, 2, 32, 64),
     "full": Budget(400, 600, 240, 12, 32, 4, 64, 64),
 }
 FIRST_BETA = 0.01  # bits of loss a bit of KL: low enough that the behaviour is found before it is cheapened
 WIDEN = 2.0  # factor between betas while the threshold is not bracketed
+LOSS_BETAS = 4  # betas of a curve that has no threshold, at most
+NEAR = 0.4  # cells whose validation score is farther below the threshold are not worth drawing from
+CANDIDATES = 4  # cells of one curve that are compared by draws on validation items, at most
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def gradient_cells(spec: RunSpec, tasks: Sequence[str]) -> list[Cell]:
 
 
 def first_cells(spec: RunSpec, tasks: Sequence[str]) -> list[Cell]:
-    """The first beta of every rate-distortion curve, from scratch."""
+    """The first beta of every rate-distortion curve."""
     return [_fresh(cell, FIRST_BETA) for cell in gradient_cells(spec, tasks)]
 
 
@@ -144,13 +147,17 @@ def bracketed(seen: Sequence[Seen], threshold: float, tolerance: float = 0.05) -
 
 def next_cells(seen: Sequence[Seen], threshold: float) -> list[Cell]:
     """One round of one curve. Larger betas, each warm-started from the one before, until the score falls below the
-    threshold (smaller ones where it was never reached); then two betas that cut the bracket in three, warm-started from
-    the cell below it. Nothing once the threshold is bracketed."""
+    threshold; where it was never reached smaller ones, which narrow a q that has the behaviour and start over where it
+    lost it. Then two betas that cut the bracket in three, warm-started from the cell below it. Nothing once
+    the threshold is bracketed."""
     if bracketed(seen, threshold):
         return []
     low, high = bracket(seen, threshold)
     if low is None:
-        return [_fresh(high.cell, (high.cell.beta or FIRST_BETA) / 8)] if high is not None else []
+        if high is None:
+            return []
+        beta = high.cell.beta or FIRST_BETA
+        return [_warm(high, beta / WIDEN) if high.score >= threshold / 2 else _fresh(high.cell, beta / 8)]
     beta = low.cell.beta or FIRST_BETA
     if high is None:
         return [_warm(low, beta * WIDEN)]
@@ -160,14 +167,31 @@ def next_cells(seen: Sequence[Seen], threshold: float) -> list[Cell]:
     return [_warm(low, beta * ratio ** (1 / 3)), _warm(low, beta * ratio ** (2 / 3))]
 
 
+def candidates(seen: Sequence[Seen], threshold: float) -> list[Cell]:
+    """The cells of one curve worth drawing from on validation items, cheapest first: of all that come near the
+    threshold, from the one with the smallest KL up to the one that `bracket` calls reached (else the highest score),
+    a few at even steps. Where items hang together a q that hits a draw in ten is the tightest; where they do not, only
+    one that reaches the threshold hits at all. Which it is, the draws tell."""
+    near = [s for s in seen if s.score >= max(threshold - NEAR, threshold / 2)]
+    if not near:
+        return []
+    low = bracket(best_restarts(seen), threshold)[0] or max(near, key=lambda s: (s.score, -s.kl_bits))
+    order = [*sorted((s for s in near if s.kl_bits < low.kl_bits), key=lambda s: s.kl_bits), low]
+    last = len(order) - 1
+    places = {round(last * step / (CANDIDATES - 1)) for step in range(CANDIDATES)}
+    return [order[place].cell for place in sorted(places)]
+
+
 def loss_cells(seen: Sequence[Seen], rounds: int) -> list[Cell]:
     """One round of a curve without a threshold: the next larger beta, so many times."""
     last = max(seen, key=lambda point: point.cell.beta or 0.0)
-    return [_warm(last, (last.cell.beta or FIRST_BETA) * 4 * WIDEN)] if len(seen) < min(4, rounds) else []
+    return [_warm(last, (last.cell.beta or FIRST_BETA) * 4 * WIDEN)] if len(seen) < min(LOSS_BETAS, rounds + 1) else []
 
 
 def _fresh(cell: Cell, beta: float) -> Cell:
-    return Cell(cell.task, cell.family, cell.size, cell.seed, beta, beta / 8)
+    """Starts where the size curve's restart of the same seed ended: what it found need not be found again."""
+    found = Cell(cell.task, cell.family, cell.size, cell.seed, None)
+    return Cell(cell.task, cell.family, cell.size, cell.seed, beta, beta / WIDEN, found.label)
 
 
 def _warm(point: Seen, beta: float) -> Cell:
@@ -193,25 +217,30 @@ class Line:
     scored: int
 
 
-def outline(spec: RunSpec, tasks: Sequence[str]) -> list[Line]:
-    """What the run will do; rounds and draws are counted at their most."""
+def outline(spec: RunSpec, tasks: Sequence[str], exact: bool = True) -> list[Line]:
+    """What the run will do; rounds and draws are counted at their most. exact: the behaviour is scored by exact match,
+    so it has a threshold to bracket and bounds to certify."""
     budget, items = BUDGETS[spec.scale], spec.items
     cells = gradient_cells(spec, tasks)
     curves = {cell.curve for cell in cells}
     own = [curve for curve in curves if not curve[0]]
     doomed = items - needed(spec.threshold, items) + 1  # a draw that never hits is dropped after so many items
-    later = len(cells) * (2 * budget.rounds - 3)  # one cell a curve while it widens, then two
+    rounds = budget.rounds if exact else min(LOSS_BETAS - 1, budget.rounds)
+    later = len(curves) * (max(0, 2 * rounds - 1) if exact else rounds)  # one cell a curve while it widens, then two
     a_step = len(cells) * budget.contexts
     count = math.ceil(a_step / budget.sequences)
     point = items * budget.curve_draws
-    compared, certified = 4 * budget.choice_draws * items // 2, spec.draws * items * 3 // 4
-    return [
+    compared, certified = CANDIDATES * budget.choice_draws * items // 2, spec.draws * items * 3 // 4
+    training = [
         Line("size 0 and direct cost", 1, 0, 2 * items * len(tasks)),
         Line("size curve (gradient)", count, a_step * budget.gradient_steps, 3 * items * len(cells)),
         Line("rate-distortion curve, first beta", count, a_step * budget.first_steps, point * len(cells)),
-        Line(f"at most {budget.rounds} more rounds", budget.rounds * 2 * count,
+        Line(f"at most {rounds} more rounds", rounds * math.ceil(2 * len(curves) * budget.contexts / budget.sequences),
              later * budget.contexts * budget.round_steps, point * later),
+    ]  # fmt: skip
+    certifying = [
         Line("choice on validation items", len(curves), 0, len(curves) * compared),
         Line(f"certified upper bounds, {spec.draws} draws", len(curves), 0, len(curves) * certified),
         Line(f"certified lower bound, {spec.prior_draws} draws", len(own), 0, len(own) * spec.prior_draws * doomed),
     ]  # fmt: skip
+    return [*training, *certifying] if exact else training

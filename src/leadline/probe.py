@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from leadline.cache import cache_folder, whole_file
+from leadline.spec import compute_parts
 
 # Below this many parameters a step is a few milliseconds: float32 on one thread is fastest and most exact.
 TINY_PARAMETERS = 10_000_000
@@ -58,6 +59,17 @@ def choose(network: Any, identity: str) -> Compute:
         path.parent.mkdir(parents=True, exist_ok=True)
         whole_file(path, json.dumps(asdict(found)).encode())
     return found
+
+
+def overridden(found: Compute, asked: str) -> Compute:
+    """What the probe found, with what was asked for in its place (the form of spec.RunSpec.compute)."""
+    parts = compute_parts(asked)
+    if not parts:
+        return found
+    return Compute(
+        parts.get("dtype", found.dtype), parts.get("attention", found.attention),
+        int(parts.get("threads", found.threads)), f"{asked} was asked for; the rest: {found.why}",
+    )  # fmt: skip
 
 
 def recorded(provenance: Mapping[str, Any]) -> Compute | None:

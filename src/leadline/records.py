@@ -28,7 +28,7 @@ import safetensors.numpy
 from leadline.cache import PARTIAL, file_sha256, whole_file
 from leadline.spec import UserError
 
-RECIPE = 1  # raised when the same spec would no longer give the same numbers
+RECIPE = 2  # raised when the same spec would no longer give the same numbers
 Arrays = dict[str, np.ndarray[Any, Any]]
 SEAL = "seal"  # the digest of a record's other fields, or of a file's arrays
 DATA = "data"  # where a record that is a list stands
@@ -38,12 +38,21 @@ NAMES = {".lock", "spec.json", "items.json", "events.jsonl", "batches", "cells",
 POINTS: dict[str, Any] = {
     "family": pl.String, "size": pl.Int64, "seed": pl.Int64, "role": pl.String, "control": pl.String,
     "beta": pl.Float64, "split": pl.String, "loss_bits": pl.Float64, "loss_low": pl.Float64, "loss_high": pl.Float64,
-    "score": pl.Float64, "score_low": pl.Float64, "score_high": pl.Float64, "kl_bits": pl.Float64,
-    "location_bits": pl.Float64, "p_hits": pl.Int64, "p_draws": pl.Int64, "upper_bits": pl.Float64,
+    "gain_bits": pl.Float64, "gain_low": pl.Float64, "gain_high": pl.Float64, "score": pl.Float64,
+    "score_low": pl.Float64, "score_high": pl.Float64, "kl_bits": pl.Float64, "location_bits": pl.Float64,
+    "p_hits": pl.Int64, "p_draws": pl.Int64, "upper_bits": pl.Float64,
     "lower_bits": pl.Float64, "estimate_bits": pl.Float64, "stderr_bits": pl.Float64, "estimator": pl.String,
     "kind": pl.String, "prior": pl.String, "outcome": pl.String, "chosen": pl.Boolean, "steps": pl.Int64,
     "flops": pl.Float64, "wall_seconds": pl.Float64, "batch": pl.String, "key": pl.String,
 }  # fmt: skip
+
+OUTCOMES = {
+    "reached": "the score reached the threshold",
+    "out of steps": "the solver used all its steps and the score stayed below the threshold",
+    "diverged": "the loss ended above the loss with nothing in the slot",
+    "non-finite": "a loss or gradient was not a finite number, and the row stopped there",
+}
+"""How a row can end, each in words: values of the column `outcome`."""
 
 
 def digest(data: Any) -> str:
@@ -67,6 +76,13 @@ class Run:
     def close(self) -> None:
         """Gives the run directory free."""
         self.lock.close()
+
+    def abandon(self) -> None:
+        """Removes a run directory in which nothing was begun: its input turned out to be wrong."""
+        if not (self.folder / "spec.json").exists():
+            (self.folder / ".lock").unlink(missing_ok=True)
+            with suppress(OSError):  # it was there before, with files of its own
+                self.folder.rmdir()
 
     def event(self, event: str, **fields: Any) -> None:
         """Appends one line to events.jsonl: all of it, or nothing and an OSError."""
@@ -123,6 +139,7 @@ class Run:
             pl.DataFrame(samples).write_parquet(buffer)
             (self.folder / "cells" / key).mkdir(parents=True, exist_ok=True)
             whole_file(self.folder / "cells" / key / "samples.parquet", buffer.getvalue())
+            record = {**record, "samples_sha256": hashlib.sha256(buffer.getvalue()).hexdigest()}
         if arrays:
             self.write_arrays(f"cells/{key}/intervention.safetensors", arrays, {"format": "leadline", "key": key})
         self.write_json(f"cells/{key}/record.json", {"key": key, **record})
@@ -189,12 +206,16 @@ def stored_spec(folder: Path) -> dict[str, Any] | None:
 
 
 def read_spec(folder: Path) -> Any:
-    """spec.json for those who only read: a seal that is there must fit. Raises OSError, ValueError or UserError."""
-    path = folder / "spec.json"
-    spec = json.loads(path.read_bytes())
-    if isinstance(spec, dict) and SEAL in spec and spec.pop(SEAL) != digest(spec):
+    """spec.json for those who only read. Raises OSError, ValueError or UserError."""
+    return _read_told(folder / "spec.json")
+
+
+def _read_told(path: Path) -> Any:
+    """A JSON file for those who only read: a seal that is there must fit. Raises OSError, ValueError or UserError."""
+    told = json.loads(path.read_bytes())
+    if isinstance(told, dict) and SEAL in told and told.pop(SEAL) != digest(told):
         raise damaged(path)
-    return spec
+    return told
 
 
 def points_are_whole(folder: Path) -> bool:
@@ -205,6 +226,20 @@ def points_are_whole(folder: Path) -> bool:
             with suppress(ValueError, AttributeError):
                 told.add(json.loads(line).get("sha256"))
     return told <= {None} or not path.is_file() or file_sha256(path) in told
+
+
+def read_samples(folder: Path, key: str) -> pl.DataFrame | None:
+    """The replies that a cell kept, or None. Raises UserError when they cannot be read, or are not those that the
+    cell's record tells of."""
+    path = folder / "cells" / key / "samples.parquet"
+    if Path(key).name != key or not path.is_file():
+        return None
+    try:
+        if _read_told(path.with_name("record.json")).get("samples_sha256") not in (None, file_sha256(path)):
+            raise damaged(path)
+        return pl.read_parquet(path)
+    except (OSError, ValueError, AttributeError, pl.exceptions.PolarsError) as error:
+        raise damaged(path) from error
 
 
 def is_finished(folder: Path, spec: dict[str, Any], behaviour: dict[str, Any]) -> bool:

@@ -6,7 +6,7 @@ Torch tensors come in, plain values go out; the estimators do the counting.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,35 +14,34 @@ import numpy as np
 from torch import Tensor
 
 from leadline.estimators.cond import cond
-from leadline.estimators.kl import kl, kl_limit_bits
+from leadline.estimators.kl import kl
 from leadline.estimators.monte_carlo import monte_carlo
 from leadline.estimators.prefill import prefill_bits
 from leadline.evaluation import in_s
-from leadline.information import Bound, clopper_pearson_lower, log_ratio_bits, student_interval, wilson_interval
+from leadline.information import (
+    Bound,
+    Floats,
+    clopper_pearson_lower,
+    gaussian_kl_bits,
+    log_ratio_bits,
+    student_interval,
+    surprisal,
+    wilson_interval,
+)
 from leadline.items import Task
 from leadline.records import POINTS, Arrays
 from leadline.scoring import hits
 from leadline.solvers.base import Parameters
-from leadline.solvers.variational import kl_parts_bits
-
-OUTCOMES = {
-    "reached": "The score reached the threshold.",
-    "out of steps": "The solver used all its steps and the score stayed below the threshold.",
-    "diverged": "The loss ended above the loss with nothing in the slot.",
-    "non-finite": "A loss or gradient was not a finite number; the row stopped there.",
-}
 
 
 @dataclass(frozen=True)
 class Made:
-    """How a cell was trained: optimiser steps, whether its loss was lost to non-finite numbers, seconds, FLOPs, and the
-    loss with nothing in the slot, which tells a diverged cell from one that is only slow."""
+    """How a cell was trained: optimiser steps, whether its loss was lost to non-finite numbers, seconds and FLOPs."""
 
     steps: int
     lost: bool
     seconds: float
     flops: float
-    null_bits: float
 
 
 Point = dict[str, Any]  # one row of points.parquet
@@ -70,32 +69,46 @@ def null_points(threshold: float, task: Task, scored: Mapping[str, tuple[Tensor,
 
 
 def curve_point(
-    about: Point, threshold: float, split: str, bits: Tensor, margins: Tensor, parameters: Parameters | None = None,
-    made: Made | None = None,
+    about: Point, threshold: float, split: str, bits: Tensor, margins: Tensor, null: Sequence[float] = (),
+    parameters: Parameters | None = None, made: Made | None = None,
 ) -> Point:  # fmt: skip
-    """One plain point. about: what all points of the cell share;  bits, margins: (draws, items), or (items,)."""
+    """One plain point.
+
+    about: what all points of the cell share;  bits, margins: (draws, items), or (items,)
+    null:  (items,) what the same items cost with nothing in the slot: the gain is paired with it; empty where unknown
+    """
     items = bits.shape[-1]
     row = {**about, **_scores(bits.view(-1, items), margins.view(-1, items), threshold), "split": split}
+    if len(null):
+        row |= _gain(bits.view(-1, items), null)
     if parameters is not None and "log_scale" in parameters:
-        location, width = kl_parts_bits(parameters)
-        row |= {"kl_bits": float(location + width), "location_bits": float(location)}
+        row |= _divergence(parameters)
     if made is not None:
         row |= {"steps": made.steps, "flops": made.flops, "wall_seconds": made.seconds}
         if made.lost:
             row["outcome"] = "non-finite"
-        elif row["outcome"] != "non-finite" and row["loss_bits"] > max(made.null_bits, 1.0):
+        elif row["outcome"] != "non-finite" and len(null) and row["loss_bits"] > max(float(np.mean(null)), 1.0):
             row["outcome"] = "diverged"
     return _row(row)
 
 
-def choice_point(about: Point, member: Tensor, parameters: Parameters) -> Point:
-    """How many draws of q reach the threshold on validation items: what the choice of a cell rests on."""
-    return _row({**about, **_counts(member, parameters), "split": "validation", "estimator": "CHOICE"})
+def choice_point(
+    about: Point, threshold: float, margins: Tensor, parameters: Parameters, latents: Tensor
+) -> Point:  # fmt: skip
+    """What draws of q on validation items promise of its COND bound, which the choice of a cell rests on: p at its
+    lower limit, and the mean log ratio of the hits. Null without a hit. Arguments as `bound_points`."""
+    member = in_s(margins, threshold)
+    counts, hit = _counts(member, parameters), member.cpu().numpy()
+    promised = None
+    if counts["p_hits"]:
+        p = clopper_pearson_lower(counts["p_hits"], counts["p_draws"])
+        promised = surprisal(p) + float(_log_ratios(latents, parameters)[hit].mean())
+    return _row({**about, **counts, "split": "validation", "estimator": "CHOICE", "estimate_bits": promised})
 
 
 def promise(point: Mapping[str, Any]) -> float:
-    """What a cell's validation draws promise: the KL bound they would give; inf without a hit."""
-    return kl_limit_bits(clopper_pearson_lower(point["p_hits"], point["p_draws"]), point["kl_bits"])
+    """What a cell's validation draws promise, in bits; inf without a hit."""
+    return math.inf if point["estimate_bits"] is None else float(point["estimate_bits"])
 
 
 def bound_points(
@@ -107,8 +120,7 @@ def bound_points(
     """
     member = in_s(margins, threshold)
     counts, hit = _counts(member, parameters), member.cpu().numpy()
-    mean, scale = (parameters[name].flatten().double().cpu().numpy() for name in ("mean", "log_scale"))
-    ratio = np.asarray(log_ratio_bits(latents.flatten(1).double().cpu().numpy(), mean, np.exp(scale)))
+    ratio = _log_ratios(latents, parameters)
     bounds = {
         "COND": cond(ratio, hit, counts["kl_bits"], prior=about["prior"]),
         "KL": kl(counts["p_hits"], counts["p_draws"], counts["kl_bits"], prior=about["prior"]),
@@ -130,8 +142,23 @@ def prior_point(about: Point, threshold: float, margins: Tensor) -> Point:
 
 
 def _counts(member: Tensor, parameters: Parameters) -> Point:
-    location, width = (float(part) for part in kl_parts_bits({k: v.double() for k, v in parameters.items()}))
-    return {"p_hits": int(member.sum()), "p_draws": len(member), "kl_bits": location + width, "location_bits": location}
+    return {"p_hits": int(member.sum()), "p_draws": len(member), **_divergence(parameters)}
+
+
+def _divergence(parameters: Parameters) -> Point:
+    location, width = (float(part.sum()) for part in gaussian_kl_bits(*_gaussian(parameters)))
+    return {"kl_bits": location + width, "location_bits": location}
+
+
+def _log_ratios(latents: Tensor, parameters: Parameters) -> Floats:
+    """(draws,) log2 q / pi of (draws, *shape) latents, in float64."""
+    return log_ratio_bits(latents.flatten(1).double().cpu().numpy(), *_gaussian(parameters))
+
+
+def _gaussian(parameters: Parameters) -> tuple[Floats, Floats]:
+    """(d,) mean and scale of q, in float64."""
+    mean, log_scale = (parameters[name].flatten().double().cpu().numpy() for name in ("mean", "log_scale"))
+    return mean, np.exp(log_scale)
 
 
 def _bound(bound: Bound) -> dict[str, float | None]:
@@ -156,6 +183,15 @@ def _scores(bits: Tensor, margins: Tensor, threshold: float) -> Point:
     outcome = "reached" if score >= threshold - 1e-9 else "out of steps" if math.isfinite(mean) else "non-finite"
     return {"loss_bits": mean, "loss_low": low, "loss_high": high, "score": score, "score_low": score_low,
             "score_high": score_high, "outcome": outcome}  # fmt: skip
+
+
+def _gain(bits: Tensor, null: Sequence[float]) -> Point:
+    """How many bits fewer than with nothing in the slot, item by item: mean and Student interval over items. Pairing
+    takes the spread between easy and hard items out of the interval."""
+    gain = np.asarray(null) - bits.double().mean(0).cpu().numpy()
+    if len(gain) < 2 or not np.isfinite(gain).all():
+        return {}
+    return dict(zip(("gain_bits", "gain_low", "gain_high"), student_interval(gain), strict=True))
 
 
 def _row(values: Point) -> Point:

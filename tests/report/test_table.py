@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from leadline.curve import Result
 from leadline.report import print_result
+from leadline.result import Result
 
 PlantRun = Callable[..., Path]
 
@@ -44,7 +44,9 @@ def test_says_everything_that_matters(plant_run: PlantRun) -> None:
     assert lines["soft_prompt"][:6] == ["soft_prompt", "1", "132", "126..131", "7.1", "certified"]
     assert lines["prefill"][:2] == ["prefill", "34.7"]
     assert lines["null"][:2] == ["null", "unreached"]
-    assert "uniform-0    1     190      7.4  59.0 55.6..62.4   95.0" in text
+    assert "uniform-0    1     190        -  59.0 55.6..62.4   95.0" in text
+    assert "Confirmation: 94% of 64 hits" in text
+    assert "Cost: " in text
     assert "Rank of the behaviour: 1 of 3." in text
     assert "N(mu, sigma^2) of the vocabulary, per dimension; sizes 1, 4 weighted" in text
     assert "C(0.9), the smallest size that reaches it: 1" in text
@@ -60,7 +62,7 @@ def test_size_zero_stands_beside_the_other_sizes(plant_run: PlantRun) -> None:
 
 
 def test_a_terminal_without_blocks_gets_ascii(plant_run: PlantRun) -> None:
-    text = printed(plant_run(), encoding="ascii")
+    text = printed(plant_run(), encoding="ascii")  # an ellipsis of a cut column would not even print
     assert "#######" in text
 
 

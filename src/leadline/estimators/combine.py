@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from leadline.estimators.cond import MEAN_PART, degrees_of_freedom, hit_confidence
-from leadline.estimators.kl import kl, kl_limit_bits
+from leadline.estimators.kl import kl
 from leadline.estimators.monte_carlo import monte_carlo
 from leadline.information import (
     CONFIDENCE,
@@ -30,6 +30,9 @@ PAYING = (*SAMPLED, "PREFILL")
 PROMISED_HITS = 32
 """MC is reported in place of COND where validation promises this many hits among the prior draws."""
 
+SPREAD_CONTROLS = 3
+"""From so many controls on, their own spread is in the interval of the excess."""
+
 TWO_SIDED = (1.0 + CONFIDENCE) / 2.0
 
 Row = Mapping[str, Any]
@@ -39,9 +42,10 @@ Row = Mapping[str, Any]
 class SizeBounds:
     """One size of a family: its prior weight, what was promised for it, what is reported, and its prior draws.
 
-    promise: upper bound in bits that the validation draws of the chosen cell would give; inf without them
+    promise: upper bound in bits that the validation draws of the chosen cell promise; inf without them
     row:     the reported row, None where no estimator found a bound
     brute:   the row of prior draws (MC), None where none were drawn
+    drawn:   the row with a bound from draws of q, which controls have too; None where there is none
     """
 
     size: int
@@ -49,6 +53,7 @@ class SizeBounds:
     promise: float
     row: Row | None
     brute: Row | None
+    drawn: Row | None
 
     @property
     def order(self) -> tuple[float, int]:
@@ -56,19 +61,17 @@ class SizeBounds:
         return self.promise + surprisal(self.weight), self.size
 
 
-def size_bounds(size: int, weight: float, tested: Iterable[Row], validation: Iterable[Row]) -> SizeBounds:
-    """Choose what is reported of a size. tested: its rows with an estimator; validation: drawn rows of their cells."""
+def size_bounds(size: int, weight: float, tested: Iterable[Row], promised: Iterable[Row]) -> SizeBounds:
+    """Choose what is reported of a size. tested: its rows with a bound; promised: rows of draws on validation items."""
     here = {str(row["estimator"]): row for row in tested}
-    promise = min(
-        (kl_limit_bits(clopper_pearson_lower(row["p_hits"], row["p_draws"]), row["kl_bits"]) for row in validation),
-        default=math.inf,
-    )
+    promise = min((row["estimate_bits"] for row in promised if row["estimate_bits"] is not None), default=math.inf)
     brute = here.get("MC")
     names: tuple[str, ...] = PAYING
     if brute is not None and brute["p_draws"] and promise <= math.log2(brute["p_draws"] / PROMISED_HITS):
         names = ("MC", *PAYING)
-    row = next((here[name] for name in names if name in here and here[name]["upper_bits"] is not None), None)
-    return SizeBounds(size, weight, promise, row, brute)
+    bounded = [here[name] for name in names if name in here and here[name]["upper_bits"] is not None]
+    drawn = next((row for row in bounded if row["estimator"] != "MC"), None)
+    return SizeBounds(size, weight, promise, bounded[0] if bounded else None, brute, drawn)
 
 
 def estimate_bits(row: Row) -> float:
@@ -141,16 +144,21 @@ def brute_force(sizes: Sequence[SizeBounds], prior: str) -> tuple[Bits | None, B
 
 
 def excess_bits(own: Row, others: Sequence[Row]) -> Bits:
-    """Delta = mean D(control) - D(behaviour), a difference of point estimates of one kind of bound.
+    """Delta = mean bound of the controls - bound of the behaviour, a difference of point estimates of one bound.
 
-    Interval over draws, not over what else could have been a control: Student t with the fewest degrees of freedom
-    that any of the estimates has.
+    With one or two controls the interval is over draws alone, so it speaks of these very controls: Student t with the
+    fewest degrees of freedom that any of the estimates has. From three on it is over controls too, whose spread holds
+    that of their draws: Student t with one less than their number, or fewer if the behaviour's estimate has fewer.
     """
-    mean = math.fsum(estimate_bits(row) for row in others) / len(others)
-    mine = estimate_bits(own)
-    degrees = min(_degrees(row) for row in (own, *others))
-    spread = math.hypot(_stderr_bits(own), math.hypot(*(_stderr_bits(row) for row in others)) / len(others))
-    half = spread * student_quantile(TWO_SIDED, degrees)
+    bits = [estimate_bits(row) for row in others]
+    mean, mine, count = math.fsum(bits) / len(bits), estimate_bits(own), len(bits)
+    if count >= SPREAD_CONTROLS:
+        degrees = min(float(count - 1), _degrees(own))
+        theirs = math.sqrt(math.fsum((x - mean) ** 2 for x in bits) / (count - 1) / count)
+    else:
+        degrees = min(_degrees(row) for row in (own, *others))
+        theirs = math.hypot(*(_stderr_bits(row) for row in others)) / count
+    half = math.hypot(_stderr_bits(own), theirs) * student_quantile(TWO_SIDED, degrees)
     paid = (("mean of the controls", mean), ("the behaviour", -mine))
     name, value = f"{own['estimator']} difference", mean - mine
     return Bits(value, "estimate", value - half, value + half, CONFIDENCE, name, str(own["prior"]), paid)

@@ -14,11 +14,12 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from leadline.curve import Curve, Result
+from leadline.curve import Curve
 from leadline.information import at_least, at_most
 from leadline.report.headline import Subject, behaviour_label, distance_of, subjects
 from leadline.report.rendering import DEEP, INK, MARK, MUTED, SHOAL, dressed
 from leadline.report.words import UNITS, about, short, size_words
+from leadline.result import Result
 
 SHAPES = {
     "behaviour": "circle",
@@ -26,9 +27,12 @@ SHAPES = {
     "shuffled": "triangle-up",
     "phrase": "cross",
     "matched": "diamond",
+    "nearest": "triangle-down",
+    "permuted": "square",
 }
 LEGEND = {"uniform": "control: uniform tokens", "shuffled": "control: its tokens shuffled",
-          "phrase": "control: another phrase", "matched": "control: as unlikely"}  # fmt: skip
+          "phrase": "control: another phrase", "matched": "control: as unlikely",
+          "nearest": "control: nearest in cost", "permuted": "control: replies permuted"}  # fmt: skip
 HULL_STEPS = 16
 TICKS = 5
 # Panels in pixels: two side by side on a desk, one on a desk, one on a phone.

@@ -11,10 +11,13 @@ from typing import Any
 
 import polars as pl
 
-from leadline.curve import NoDistance, Result
 from leadline.estimators.combine import excess_bits
 from leadline.information import Bits, Distance, at_least, at_most
-from leadline.report.words import NONE, about, finite, interval, short, size_words
+from leadline.report.words import NONE, about, finite, interval, short, size_words, span
+from leadline.result import NoDistance, Result, difference_words
+
+ENOUGH_ITEMS = 40  # docs/measurement.md section 1
+ENOUGH_CONTROLS = 8  # two of each of the four kinds (docs/measurement.md section 5)
 
 
 def behaviour_label(spec: Mapping[str, Any], limit: int = 60) -> str:
@@ -129,7 +132,7 @@ def _headline(result: Result) -> Headline:
     notes = _notes(result, distance)
     if distance.upper is None:
         return _unbounded(result, distance, label, notes)
-    words = f"{label} sits behind at most {at_most(distance.upper.value)} bits"
+    words = f"{label} sits behind at most {at_most(distance.upper.value)} bits of {distance.family.replace('_', ' ')}"
     words += f" and at least {at_least(distance.lower.value)}" if distance.lower else ""
     return Headline(words + _excess_words(result) + ".", "bounded", tuple(notes))
 
@@ -141,6 +144,8 @@ def _unbounded(result: Result, distance: Distance, label: str, notes: list[str])
     if distance.lower is not None:
         known = f"; certified only that it lies at least {at_least(distance.lower.value)} bits deep"
     reached = curve.capacity(result.threshold)
+    if reached == 0:
+        return Headline(f"{label} is what the model does unasked{known}.", "not bounded", tuple(notes))
     if reached is not None:
         words = (
             f"{label} is reached by {size_words(distance.family, reached)} on held-out items, without an upper bound"
@@ -152,13 +157,23 @@ def _unbounded(result: Result, distance: Distance, label: str, notes: list[str])
     seeds = result.spec["spec"].get("seeds")
     budget = [part for part in (tries, f"{seeds} seed{'' if seeds == 1 else 's'}" if seeds else "") if part]
     words = f"{label} was not reached: not broken" + (f" by up to {' and '.join(budget)}" if budget else "")
-    controls: dict[str, bool] = {}
+    sizes: dict[int, list[bool]] = {}
     for subject in subjects(result)[1:]:
-        controls[subject.name] = controls.get(subject.name, False) or subject.upper is not None
-    if controls:
-        notes.insert(0, f"{sum(controls.values())} of {len(controls)} controls fell to the same solvers and budget.")
+        sizes.setdefault(subject.size or 0, []).append(subject.upper is not None)
+    for size, fell in sorted(sizes.items(), reverse=True):
+        at = size_words(distance.family, size)
+        notes.insert(0, f"{sum(fell)} of {len(fell)} controls fell to the same solvers and steps at {at}.")
     notes.insert(0, "Not broken is a statement about these solvers and this budget. It does not mean safe.")
     return Headline(f"{words}{known}.", "not broken", tuple(notes))
+
+
+def confirmation(result: Result) -> tuple[float | None, int]:
+    """The share of the reported bound's hits that pass a second split, and how many hits that is of."""
+    distance, _ = distance_of(result)
+    if distance is None:
+        return None, 0
+    counts = result.spec.get("extra", {}).get("confirmation", {}).get(f"/{distance.family}/{distance.size}")
+    return (counts["hits"] / counts["draws"], counts["draws"]) if counts and counts["draws"] else (None, 0)
 
 
 def _excess_words(result: Result) -> str:
@@ -166,19 +181,24 @@ def _excess_words(result: Result) -> str:
     if found is None:
         return ""
     excess, whom = found
-    if excess.low <= 0.0 <= excess.high:
-        return f"; no nearer and no farther than {whom}, as far as the draws can tell"
-    size = abs(excess.value)
-    words = f"{size:.0f}" if size >= 10.0 else f"{size:.1f}"
-    return f"; about {words} bits {'nearer' if excess.value > 0 else 'farther'} than {whom}"
+    return f"; {difference_words(excess, whom)}"
 
 
 def _notes(result: Result, distance: Distance) -> list[str]:
     notes = []
+    items = result.spec.get("behaviour", {}).get("splits", {}).get("test", ENOUGH_ITEMS)
+    if distance.upper is not None and items < ENOUGH_ITEMS:
+        notes.append(f"Only {items} test items: a score of {result.threshold:g} on so few says little (--items 40).")
     if distance.estimate is not None and distance.estimate.low < distance.estimate.high:
         counted = distance.estimate
         notes.append(f"Counted by brute force: {about(counted.value)} bits, {interval(counted)} (95%).")
-    rate = result.spec.get("extra", {}).get("confirmation_rate")
+    curve = f"/{distance.family}/{distance.size}"
+    if distance.upper is not None and result.spec.get("extra", {}).get("bracketed", {}).get(curve) is False:
+        notes.append(
+            "The threshold was not bracketed within 5%: no distribution was found that just reaches it, and the upper "
+            "bound may stand on one that is farther than need be."
+        )
+    rate = confirmation(result)[0]
     if distance.upper is not None and rate is not None and rate < 0.5:
         notes.append(
             f"Only {about(100 * rate, 0)}% of the hits pass on a second set of items: "
@@ -190,8 +210,25 @@ def _notes(result: Result, distance: Distance) -> list[str]:
             f"{count} control{'' if count == 1 else 's'} at the same size and budget "
             f"{'was' if count == 1 else 'were'} not reached, so the difference is a low estimate."
         )
-    if not any(row["role"] == "control" for row in result.points.select("role").unique().iter_rows(named=True)):
+    if distance.upper is not None and distance.excess is None and len(subjects(result)) > 1:
+        tried = sorted({subject.size or 0 for subject in subjects(result)[1:]})
+        at = " and ".join(size_words(distance.family, size) for size in tried)
+        notes.append(f"No difference to the controls: at {at}, where they ran, it takes a bound of both.")
+    count = result.points.filter(pl.col("role") == "control")["control"].n_unique()
+    if count == 0:
         notes.append("No controls were run: without them the number is not a finding.")
+    elif count < ENOUGH_CONTROLS:
+        notes.append(
+            f"A quick look, with {count} control{'' if count == 1 else 's'}: "
+            f"a finding takes at least {ENOUGH_CONTROLS} (--controls {ENOUGH_CONTROLS})."
+        )
+    if distance.upper is not None and (spread := result.break_even()) is not None:
+        bits, held_out, contexts = spread
+        notes.append(
+            "Replies differ from context to context and the distance is paid once for all: at most "
+            f"{at_most(bits)} bits an item here. It pays from about {contexts:.0f} contexts on, where it has saved as "
+            f"many bits as it costs (an estimate, from {held_out} validation items)."
+        )
     frontier = result.cheapest()
     if frontier.family is not None and frontier.family != distance.family:
         name = {"prefill": "spelling the reply out (prefill)", "null": "doing nothing (null)"}
@@ -209,21 +246,26 @@ def _curve_headline(result: Result, label: str, reason: str) -> Headline:
     for curve in result.curves.values():
         rows = [r for r in curve.size_curve().iter_rows(named=True) if finite(r["loss_bits"])]
         start = next((row for row in rows if row["size"] == 0), None)
-        sized = [row for row in rows if row["size"] > 0]
+        sized = {row["size"]: row for row in rows if row["size"] > 0}
         if start is None or not sized:
             continue
-        best = min(sized, key=lambda row: row["loss_bits"])
+        # The size is chosen on validation items; the interval of the one that is best on test items would be too high.
+        order = [size for size in curve.sizes_by_validation_loss() if size in sized]
+        best = sized[order[0]] if order else min(sized.values(), key=lambda row: row["loss_bits"])
         words = size_words(curve.family, best["size"])
-        if best["loss_bits"] >= start["loss_bits"]:
-            return Headline(
-                f"{label}: no size takes bits off the {about(start['loss_bits'])} bits a reply of size 0.",
-                "curves only", (reason,),
-            )  # fmt: skip
-        return Headline(
-            f"{label}: {words} bring{'s' if best['size'] == 1 else ''} the loss from {about(start['loss_bits'])} to "
-            f"{about(best['loss_bits'])} bits a reply.",
-            "curves only", (reason,),
-        )  # fmt: skip
+        gain = span(best["gain_low"], best["gain_high"])
+        if finite(best["gain_low"]) and best["gain_low"] <= 0.0 <= best["gain_high"]:
+            said = (
+                f"flat. With {words} a reply costs as many bits as with none, as far as these items can tell: {gain} "
+            )
+            said += f"fewer than {about(start['loss_bits'])}."
+        elif best["loss_bits"] >= start["loss_bits"]:
+            said = f"no size takes bits off the {about(start['loss_bits'])} bits a reply of size 0."
+        else:
+            said = f"{words} bring{'s' if best['size'] == 1 else ''} the loss from {about(start['loss_bits'])} to "
+            said += f"{about(best['loss_bits'])} bits a reply"
+            said += f" ({gain} fewer, item by item)." if gain != NONE else "."
+        return Headline(f"{label}: {said}", "curves only", (reason,))
     return Headline(f"{label}: no distance can be given.", "curves only", (reason,))
 
 

@@ -17,7 +17,6 @@ import jinja2
 from markupsafe import Markup
 
 from leadline.cache import whole_file
-from leadline.curve import Result
 from leadline.information import at_least, at_most
 from leadline.report import figures
 from leadline.report.headline import Subject, behaviour_label, distance_of, headline, matched_excess, subjects
@@ -33,6 +32,7 @@ from leadline.report.rows import (
     threshold_rows,
 )
 from leadline.report.words import NONE, about, interval, plain, size_words
+from leadline.result import Result
 from leadline.spec import UserError
 
 LISTED = 24
@@ -124,7 +124,7 @@ def _run_context(folder: Path, result: Result, place: int) -> dict[str, Any]:
         "threshold": f"{result.threshold:g}",
         "sizes": size_rows(result),
         "thresholds": threshold_rows(result),
-        "luck": luck_words(spec.get("extra", {})),
+        "luck": luck_words(result),
         "outcomes": outcome_rows(result.points),
         "cost": cost_words(result.points),
         "scored": behaviour.get("kind") != "loss",

@@ -11,9 +11,10 @@ from typing import Any
 
 import polars as pl
 
-from leadline.curve import Result
+from leadline.records import read_samples
 from leadline.report.headline import distance_of
 from leadline.report.words import UNITS, plain, size_words
+from leadline.result import Result
 from leadline.spec import UserError
 
 REPLIES_A_CELL = 6
@@ -34,11 +35,10 @@ def reply_cells(folder: Path, result: Result) -> list[dict[str, Any]]:
     cells: list[dict[str, Any]] = []
     seen: set[str] = set()
     for row in order.iter_rows(named=True):
-        path = folder / "cells" / str(row["key"]) / "samples.parquet"
-        if row["key"] in seen or Path(str(row["key"])).name != row["key"] or not path.exists():
+        if row["key"] in seen:
             continue
         seen.add(row["key"])
-        samples = _samples(path)
+        samples = _samples(folder, str(row["key"]))
         if samples:
             hits = sum(bool(sample["hit"]) for sample in samples)
             cells.append(
@@ -51,14 +51,13 @@ def reply_cells(folder: Path, result: Result) -> list[dict[str, Any]]:
     return cells
 
 
-def _samples(path: Path) -> list[dict[str, Any]]:
-    how = "Delete this cell's folder and run `leadline measure` again: it does only what is missing."
-    try:
-        frame = pl.read_parquet(path)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"the replies of a cell cannot be read: {error}", str(path), how) from error
+def _samples(folder: Path, key: str) -> list[dict[str, Any]]:
+    frame = read_samples(folder, key)
+    if frame is None:
+        return []
     if missing := SAMPLE_COLUMNS - set(frame.columns):
-        raise UserError(f"the replies of a cell lack {', '.join(sorted(missing))}", str(path), how)
+        how = "Delete this cell's folder and run `leadline measure` again: it does only what is missing."
+        raise UserError(f"the replies of a cell lack {', '.join(sorted(missing))}", f"cells/{key}", how)
     return frame.sort("draw", "item", maintain_order=True).to_dicts()
 
 

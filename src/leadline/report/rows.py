@@ -6,24 +6,18 @@ Knows nothing of how a table looks.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
-from leadline.curve import Distance, Result
-from leadline.information import Bits, at_least, at_most
-from leadline.report.headline import distance_of
+from leadline.information import Bits, Distance, at_least, at_most
+from leadline.records import OUTCOMES
+from leadline.report.headline import confirmation, distance_of
 from leadline.report.words import NONE, UNITS, about, finite, interval, plain, size_words, span
+from leadline.result import Result
 
 EPSILON = 0.05
-OUTCOMES = {
-    "reached": "the score reached the threshold",
-    "out of steps": "the solver used its steps and the score stayed below the threshold",
-    "diverged": "the loss grew without bound and the row was stopped",
-    "non-finite": "the loss was NaN or infinite and the row was stopped",
-}
 
 
 @dataclass(frozen=True)
@@ -81,7 +75,8 @@ def _ledger(bits: Bits | None) -> tuple[tuple[str, str], ...]:
 
 @dataclass(frozen=True)
 class SizeRow:
-    """One size of the size curve as printed; restarts: least, median and largest score over seeds, on validation."""
+    """One size of the size curve as printed; gain: bits fewer than with nothing in the slot, item by item; restarts:
+    least, median and largest score over seeds, on validation."""
 
     family: str
     size: int
@@ -90,6 +85,8 @@ class SizeRow:
     score_interval: str
     loss: str
     loss_interval: str
+    gain: str
+    gain_interval: str
     restarts: str
     outcome: str
     height: float | None
@@ -111,6 +108,7 @@ def size_rows(result: Result) -> list[SizeRow]:
                     family, row["size"], size_words(family, row["size"]) if row["size"] else "0: as it is",
                     about(row["score"], 2), span(row["score_low"], row["score_high"], 2),
                     about(row["loss_bits"]), span(row["loss_low"], row["loss_high"]),
+                    about(row["gain_bits"]), span(row["gain_low"], row["gain_high"]),
                     " / ".join(about(s, 2) for s in three[: len(scores)]) or NONE, row["outcome"],
                     row["score"] if finite(row["score"]) else None,
                 )
@@ -151,18 +149,20 @@ def threshold_rows(result: Result) -> list[dict[str, str]]:
             found.append(
                 {
                     "family": family,
-                    "capacity": size_words(family, capacity) if capacity else f"none up to {max(curve.sizes)}",
-                    "saturation": size_words(family, saturation) if saturation else f"none up to {max(curve.sizes)}",
+                    "capacity": f"none up to {max(curve.sizes)}" if capacity is None else size_words(family, capacity),
+                    "saturation": f"none up to {max(curve.sizes)}"
+                    if saturation is None
+                    else size_words(family, saturation),
                     "epsilon": f"{EPSILON:g}",
                 }
             )
     return found
 
 
-def luck_words(extra: Mapping[str, Any]) -> list[str]:
+def luck_words(result: Result) -> list[str]:
     """Two checks of luck in words, where the run made them."""
     said = []
-    ceiling, rate, draws = (extra.get(k) for k in ("luck_ceiling_bits", "confirmation_rate", "confirmation_draws"))
+    ceiling, (rate, draws) = result.spec.get("extra", {}).get("luck_ceiling_bits"), confirmation(result)
     if ceiling is not None:
         said.append(f"Luck ceiling: {about(ceiling)} bits would do if blind draws hit each item on its own.")
     if rate is not None:

@@ -12,11 +12,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from leadline.curve import Result
 from leadline.information import at_least, at_most
 from leadline.report.headline import distance_of, headline, subjects
-from leadline.report.rows import EPSILON, bound_rows, size_rows
+from leadline.report.rows import EPSILON, bound_rows, cost_words, luck_words, size_rows
 from leadline.report.words import NONE, about, interval, plain, short
+from leadline.result import Result
 
 
 def print_result(result: Result, console: Console, page: Path | None = None) -> None:
@@ -29,6 +29,9 @@ def print_result(result: Result, console: Console, page: Path | None = None) -> 
     _distances(result, console)
     _controls(result, console)
     _sizes(result, console)
+    console.print()
+    for line in (*(luck_words(result) if head.state != "curves only" else ()), f"Cost: {cost_words(result.points)}."):
+        console.print(Text(line, style="dim"))
     if page is not None:
         console.print()
         console.print(Text(f"page: {plain(page)}"), soft_wrap=True)
@@ -109,24 +112,31 @@ def _sizes(result: Result, console: Console) -> None:
         if not rows:
             continue
         table = _table(
-            f"{family} by size, held-out items",
-            {"size": "right", "score": "right", "95%": "left", "": "left", "loss, bits": "right", "95% ": "left",
-             "restarts*": "left", "outcome": "left"},
+            f"{family} by size, held-out items, loss in bits a reply",
+            {"size": "right", "score": "right", "95%": "left", "": "left", "loss": "right", "saved* ": "left",
+             "restarts**": "left", "outcome": "left"},
         )  # fmt: skip
         for row in rows:
             cells = (
                 str(row.size), row.score, _dots(row.score_interval), _bar(row.height, unicode), row.loss,
-                _dots(row.loss_interval), row.restarts.replace(" ", ""), row.outcome,
+                _dots(row.gain_interval), row.restarts.replace(" ", ""), row.outcome,
             )  # fmt: skip
             table.add_row(*(Text(cell) for cell in cells))
-        lines = ["* least/median/largest score over restarts, on validation items"]
+        lines = [
+            "* bits fewer than size 0, paired item by item: 95% interval of the mean",
+            "** least/median/largest score over restarts, on validation items",
+        ]
         if any(row.height is not None for row in rows):
             capacity, saturation = curve.capacity(result.threshold), curve.saturation(EPSILON)
             lines.append(
-                f"C({result.threshold:g}), the smallest size that reaches it: {capacity or 'none of these'}; "
-                f"S({EPSILON:g}), after which doubling adds less: {saturation or 'none of these'}"
+                f"C({result.threshold:g}), the smallest size that reaches it: {_size(capacity)}; "
+                f"S({EPSILON:g}), after which doubling adds less: {_size(saturation)}"
             )
         _print(console, table, *lines)
+
+
+def _size(size: int | None) -> str:
+    return "none of these" if size is None else str(size)
 
 
 def _dots(interval: str) -> str:

@@ -12,8 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from leadline.curve import Result
 from leadline.report.page import policy_of, render
+from leadline.result import Result
 from leadline.spec import UserError
 
 HOST = "127.0.0.1"

@@ -16,6 +16,7 @@ from torch import Tensor
 from leadline.interventions.base import Intervention
 from leadline.priors import normal
 
+START = 0.1  # of the prior's scale: tokens differ from the start, and no restart begins far out (benchmarks)
 Parameters = dict[str, Tensor]
 # (step, one tensor of latents (draws, *shape) a row) -> (rows,) mean loss in bits a reply, differentiable
 Loss = Callable[[int, list[Tensor]], Tensor]
@@ -77,10 +78,11 @@ class State:
 
 
 def begin(rows: Sequence[Row], warm: Sequence[Parameters | None], device: torch.device) -> State:
-    """The state before the first step; `warm` gives rows the parameters of another cell to go on from."""
+    """The state before the first step; `warm` gives rows the parameters of another cell to go on from, of another
+    solver too: what that one did not have starts as usual."""
     parameters = []
     for row, given in zip(rows, warm, strict=True):
-        start = given if given is not None else row.solver.start(row.intervention, row.seed)
+        start = {**row.solver.start(row.intervention, row.seed), **(given or {})}
         parameters.append({name: value.to(device, copy=True) for name, value in start.items()})
     zeros = [{name: torch.zeros_like(value) for name, value in row.items()} for row in parameters]
     again = [{name: torch.zeros_like(value) for name, value in row.items()} for row in parameters]

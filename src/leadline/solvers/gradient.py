@@ -10,7 +10,7 @@ from torch import Tensor
 
 from leadline.interventions.base import Intervention
 from leadline.priors import normal
-from leadline.solvers.base import Parameters, Solver
+from leadline.solvers.base import START, Parameters, Solver
 
 
 @final
@@ -24,8 +24,7 @@ class Gradient(Solver):
     rate: float
 
     def start(self, intervention: Intervention, seed: int) -> Parameters:
-        # A tenth of the prior's scale: tokens differ from the start, and no restart begins far out.
-        return {"mean": 0.1 * normal(intervention.shape, "start", intervention.family, intervention.size, seed)}
+        return {"mean": START * normal(intervention.shape, "start", intervention.family, intervention.size, seed)}
 
     def draw(self, parameters: Parameters, noise: Tensor) -> Tensor:
         return parameters["mean"].expand_as(noise)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from leadline.interventions.base import Intervention
 from leadline.priors import normal
-from leadline.solvers.base import Parameters, Solver
+from leadline.solvers.base import START, Parameters, Solver
 
 FIRST_SCALE = 0.15  # width of q at the start, in units of the prior's
 
@@ -37,7 +37,7 @@ class Variational(Solver):
     ramp: float = 0.7
 
     def start(self, intervention: Intervention, seed: int) -> Parameters:
-        mean = 0.1 * normal(intervention.shape, "start", intervention.family, intervention.size, seed)
+        mean = START * normal(intervention.shape, "start", intervention.family, intervention.size, seed)
         return {"mean": mean, "log_scale": torch.full(intervention.shape, math.log(FIRST_SCALE))}
 
     def draw(self, parameters: Parameters, noise: Tensor) -> Tensor:

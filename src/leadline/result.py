@@ -1,0 +1,303 @@
+"""What a run says, read from its records: Result, its distances, controls and all families together.
+
+Knows nothing of models, torch or how a point was made: rows of points.parquet and the spec go in. Definitions are in
+docs/measurement.md; the choice of a size or of an estimator is made on validation rows, so that the one test row that
+it leads to keeps its 95%.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from leadline.curve import Curve
+from leadline.estimators.combine import (
+    PAYING,
+    SAMPLED,
+    SizeBounds,
+    brute_force,
+    estimate_bits,
+    excess_bits,
+    mixture_bits,
+    size_bounds,
+    upper_bits,
+)
+from leadline.information import (
+    Bits,
+    Distance,
+    at_least,
+    at_most,
+    family_weights,
+    size_weights,
+    surprisal,
+)
+from leadline.records import POINTS, points_are_whole, read_spec
+from leadline.spec import UserError
+
+__all__ = ["Bits", "Distance", "Frontier", "NoDistance", "Result"]
+
+Row = dict[str, Any]
+
+
+class NoDistance(ValueError):
+    """The question has no answer in this run; the message says why."""
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """All families together, weights fixed in advance: -log2 sum_f w_f 2^-D_f, and the family that carries it."""
+
+    family: str | None
+    upper: Bits | None
+    distances: dict[str, Distance]
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run: its points (one row a point) and its spec.json, and all that is computed from them."""
+
+    points: pl.DataFrame
+    spec: dict[str, Any]
+
+    @classmethod
+    def load(cls, run_dir: str | Path) -> Result:
+        """Read a run directory; UserError where a file is missing or damaged."""
+        folder = Path(run_dir)
+        again = "Name the folder of a run, or run `leadline measure` on it again"
+        try:
+            spec = read_spec(folder)
+            if not points_are_whole(folder):
+                raise UserError("points.parquet is not what this run wrote", str(folder), again)
+            points = pl.read_parquet(folder / "points.parquet")
+        except FileNotFoundError:
+            raise UserError("this is not the folder of a run that has points", str(folder), again) from None
+        except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+            raise UserError(f"a record cannot be read: {error}", str(folder), again) from error
+        missing = set(POINTS) - set(points.columns)
+        if missing or not isinstance(spec, dict) or not isinstance(spec.get("spec"), dict):
+            what = f"points.parquet lacks {sorted(missing)}" if missing else "spec.json is no spec"
+            raise UserError(what, str(folder), again)
+        return cls(points, spec)
+
+    @property
+    def threshold(self) -> float:
+        """tau of the run, a share of the test items."""
+        return float(self.spec["spec"]["threshold"])
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Families that were measured, the run's own first, then "prefill" and "null" where they have rows."""
+        asked = self.spec["spec"].get("family", [])
+        found = self.points["family"].unique().sort().to_list()
+        named = [f for f in ([asked] if isinstance(asked, str) else list(asked)) if f in found]
+        ends = [f for f in ("prefill", "null") if f in found]
+        rest = [f for f in found if f not in named and f not in ends]
+        return tuple(dict.fromkeys([*(f for f in named if f not in ends), *rest, *ends]))
+
+    @property
+    def curves(self) -> dict[str, Curve]:
+        """The behaviour's curve in each family that has sizes."""
+        return {family: self.curve(family) for family in self.families if family not in ("prefill", "null")}
+
+    def curve(self, family: str, control: str = "") -> Curve:
+        """The curve of the behaviour (control "") or of one control."""
+        rows = self._subject(control).filter(pl.col("family").is_in([family, "null"]))
+        return Curve(family, control, rows)
+
+    @property
+    def controls(self) -> pl.DataFrame:
+        """One row a control, family and size with its reported bound (null: not reached), its kind, target and cost."""
+        table: list[Row] = []
+        about = {entry["name"]: entry for entry in self.spec.get("controls", [])}
+        rows = self.points.filter(pl.col("role") == "control")
+        for (name, family), own in rows.group_by("control", "family", maintain_order=True):
+            for bounds in self._sizes(own):
+                row = {"control": name, "family": family, "size": bounds.size}
+                said = {key: about.get(name, {}).get(key) for key in ("kind", "target", "direct_bits")}
+                found = {key: (bounds.row or {}).get(key) for key in list(_CONTROLS)[6:]}
+                table.append(row | said | found)
+        return pl.DataFrame(table, schema=_CONTROLS, orient="row")
+
+    def distance(self, tau: float | None = None, family: str | None = None) -> Distance:
+        """The elicitation distance at the run's own threshold, in `family` (default: the first that was measured).
+
+        NoDistance (a ValueError): a behaviour without targets to hit, another tau, a family that was not measured.
+        """
+        behaviour = self.spec.get("behaviour", {})
+        if behaviour.get("kind") == "loss":
+            raise NoDistance(
+                f"{behaviour.get('name', 'this behaviour')} has a loss and no target that a reply either hits or "
+                "misses, so no set S has a distance; read its curves in bits, or give it a target loss"
+            )
+        if tau is not None and not math.isclose(tau, self.threshold, abs_tol=1e-9):
+            raise NoDistance(
+                f"this run drew and counted at threshold {self.threshold}, and a bound at {tau} needs draws counted "
+                f"at {tau}: measure again with threshold={tau}"
+            )
+        name = self.families[0] if family is None and self.families else family
+        if name not in self.families:
+            raise NoDistance(f"family {name} was not measured in this run, only {', '.join(self.families) or 'none'}")
+        rows = self._subject("").filter(pl.col("family") == name)
+        if name == "null":
+            return _null_distance(rows.filter(pl.col("split") == "test"), self.threshold)
+        return self._distance(str(name), rows)
+
+    def cheapest(self) -> Frontier:
+        """All families together and the cheapest of them by name; one that costs more than another is dominated."""
+        distances = {family: self.distance(family=family) for family in self.families}
+        weights = family_weights(self.families)
+        found = {f: d.upper for f, d in distances.items() if d.upper is not None}
+        if not found:
+            return Frontier(None, None, distances, "no family reaches the behaviour")
+        price = {f: upper.value + surprisal(weights[f]) for f, upper in found.items()}
+        best = min(price, key=lambda f: (price[f], f))
+        value = mixture_bits(price.values())
+        paid = (
+            (best, found[best].value),
+            ("family choice", surprisal(weights[best])),
+            ("help of the other families", value - price[best]),
+        )
+        low, high = (end + value - found[best].value for end in (found[best].low, found[best].high))
+        # each sampled bound may fail on its own, so their risks add up
+        confidence = 1.0 - sum(1.0 - upper.confidence for upper in found.values() if upper.estimator in SAMPLED)
+        upper = Bits(value, "certified upper", low, high, confidence, "families", found[best].prior, paid)
+        return Frontier(best, upper, distances, _frontier_sentence(distances, best, value))
+
+    def break_even(self) -> tuple[float, int, float] | None:
+        """For a reply that differs from context to context: bits an item, validation items, and the break-even n*.
+
+        The distance is paid once, what it saves at every context: n* = D / mean(loss_0 - loss_z), z drawn from the q
+        that the bound stands on (docs/measurement.md section 2). None for one constant reply, without an upper bound,
+        and where that q saves nothing. n* is an estimate.
+        """
+        behaviour, distance = self.spec.get("behaviour", {}), self.distance()
+        if behaviour.get("target") is not None or distance.upper is None:
+            return None
+        q = (pl.col("family") == distance.family) & (pl.col("size") == distance.size) & pl.col("beta").is_not_null()
+        mine = self._subject("").filter(q & pl.col("chosen") & (pl.col("estimator") == "") & (pl.col("gain_bits") > 0))
+        if mine.is_empty():
+            return None
+        splits, bits = behaviour["splits"], distance.upper.value
+        return bits / splits["test"], splits["validation"], bits / float(mine["gain_bits"][0])
+
+    def _subject(self, control: str) -> pl.DataFrame:
+        role = "control" if control else "behaviour"
+        return self.points.filter((pl.col("role") == role) & (pl.col("control") == control))
+
+    def _distance(self, family: str, rows: pl.DataFrame) -> Distance:
+        sizes = self._sizes(rows)
+        found = sorted((bounds for bounds in sizes if bounds.row is not None), key=lambda bounds: bounds.order)
+        prior = "; ".join(rows.filter(pl.col("estimator").is_in(PAYING))["prior"].unique().sort().to_list())
+        if len(sizes) > 1:
+            prior += f"; sizes {', '.join(str(bounds.size) for bounds in sizes)} weighted by doubling"
+        upper, size = None, None
+        if found and found[0].row is not None:
+            upper, size = upper_bits(found[0].row, found[0].weight, prior), found[0].size
+        lower, estimate = brute_force(sizes, prior)
+        excess, rank, unreached = self._excess(family, found)
+        largest = max([bounds.size for bounds in sizes] or rows["size"].to_list(), default=None)
+        sentence = _sentence(upper, lower, excess, unreached, largest, self.spec["spec"].get("seeds"))
+        return Distance(upper, lower, estimate, family, prior, size, excess, rank, sentence, unreached)
+
+    def _sizes(self, rows: pl.DataFrame) -> list[SizeBounds]:
+        """One entry for each size at which a bound was tried, for the rows of one subject in one family.
+
+        The weights are those of all sizes that the run was asked for, also of one where nothing came near: what a size
+        costs may not depend on what was found.
+        """
+        bounded, tried = pl.col("estimator").is_in(PAYING), pl.col("beta").is_not_null()
+        seen = rows.filter(bounded | tried)["size"].unique().to_list()
+        sized = bool(seen) and rows["family"][0] in self.spec["spec"]["family"]
+        asked = sorted({*seen, *self.spec["spec"]["sizes"]} if sized else seen)
+        weights = size_weights(asked) if asked else {}
+        promises = rows.filter((pl.col("estimator") == "CHOICE") & pl.col("chosen"))
+        # Controls run at the smallest size only, and their bounds stand beside others of that size.
+        listed = sorted(seen) if "control" in rows["role"] else asked
+        return [
+            size_bounds(size, weights[size], rows.filter(bounded & here).to_dicts(), promises.filter(here).to_dicts())
+            for size in listed
+            for here in (pl.col("size") == size,)
+        ]
+
+    def _excess(self, family: str, found: Sequence[SizeBounds]) -> tuple[Bits | None, tuple[int, int] | None, int]:
+        """Excess, rank and the number of controls without a bound, at the behaviour's best size the controls ran at.
+
+        Bounds from draws of q are compared, since controls have no prior draws of their own."""
+        rows = self.points.filter((pl.col("role") == "control") & (pl.col("family") == family))
+        tried = rows.filter(pl.col("beta").is_not_null() | (pl.col("estimator") != ""))
+        for own in (bounds.drawn for bounds in found if bounds.drawn is not None):
+            # what spelling a reply out costs has no size to match
+            here = tried if family == "prefill" else tried.filter(pl.col("size") == own["size"])
+            names = here["control"].unique()
+            if names.is_empty() or math.isnan(estimate_bits(own)):
+                continue
+            same = here.filter((pl.col("estimator") == own["estimator"]) & pl.col("upper_bits").is_not_null())
+            others = [row for row in same.unique("control").to_dicts() if not math.isnan(estimate_bits(row))]
+            nearer = sum(estimate_bits(row) <= estimate_bits(own) for row in others)
+            excess = excess_bits(own, others) if others else None
+            return excess, (1 + nearer, 1 + len(names)), len(names) - len(others)
+        return None, None, 0
+
+
+_CONTROLS = {
+    "control": pl.String, "kind": pl.String, "target": pl.String, "direct_bits": pl.Float64, "family": pl.String,
+    "size": pl.Int64, "estimator": pl.String, "upper_bits": pl.Float64, "estimate_bits": pl.Float64,
+    "stderr_bits": pl.Float64,
+}  # fmt: skip
+
+
+def _null_distance(rows: pl.DataFrame, tau: float) -> Distance:
+    """The null intervention is a point: its distance is 0 where the model does it unasked, and infinite otherwise."""
+    scores = [score for score in rows["score"].to_list() if score is not None and not math.isnan(score)]
+    does_it = bool(scores) and scores[0] >= tau - 1e-12
+    value = 0.0 if does_it else math.inf
+    prior = "the null intervention"
+    bits = Bits(value, "exact", value, value, 1.0, "NULL", prior)
+    sentence = "the model does it unasked: 0 bits" if does_it else "the model does not do it unasked"
+    return Distance(bits if does_it else None, bits, bits, "null", prior, 0, None, None, sentence)
+
+
+def _sentence(
+    upper: Bits | None, lower: Bits | None, excess: Bits | None, unreached: int, size: int | None, seeds: int | None
+) -> str:
+    if upper is not None:
+        words = f"at most {at_most(upper.value)} bits"
+        words += f" and at least {at_least(lower.value)}" if lower is not None else ""
+    else:
+        tries = f" up to size {size}" if size is not None else ""
+        tries += f" with {seeds} seed{'s' if seeds > 1 else ''}" if seeds else ""
+        known = f"certified only D >= {at_least(lower.value)}" if lower is not None else "nothing certified"
+        words = f"not broken{tries}, {known}"
+    if excess is not None:
+        words += f"; {difference_words(excess, 'its controls')}"
+    if unreached:
+        words += f" ({unreached} of the controls not reached there: the excess is a low estimate)"
+    return words
+
+
+def difference_words(excess: Bits, whom: str) -> str:
+    """An excess in words: no side is named where its interval holds both."""
+    if excess.low <= 0.0 <= excess.high:
+        return f"no nearer and no farther than {whom} by the same bound"
+    size = abs(excess.value)
+    words = f"{size:.0f}" if size >= 10.0 else f"{size:.1f}"
+    return f"about {words} bits {'nearer' if excess.value > 0.0 else 'farther'} than {whom} by the same bound"
+
+
+def _frontier_sentence(distances: dict[str, Distance], best: str, value: float) -> str:
+    parts = []
+    for family, distance in distances.items():
+        if distance.upper is None:
+            parts.append(f"{family}: {distance.sentence}")
+        elif family == best:
+            own, all_in = at_most(distance.upper.value), at_most(value)
+            parts.insert(0, f"cheapest is {family}, at most {own} bits ({all_in} with the choice among families)")
+        else:
+            parts.append(f"{family}, at most {at_most(distance.upper.value)} bits, is dominated by {best}")
+    return "; ".join(parts)
