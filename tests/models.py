@@ -98,7 +98,7 @@ def cosine_at(distance_bits: float, dimensions: int) -> float:
     return (low + high) / 2
 
 
-def wired_model(dimensions: int, distance_bits: float, context_tokens: int) -> FrozenModel:
+def wired_model(dimensions: int, distance_bits: float, context_tokens: int, axis: int = 0) -> FrozenModel:
     """K11: one layer, queries, keys and MLP zero, so attention averages; values read coordinate 0 of the normalised
     inputs and the output writes coordinate 1. The vocabulary is plus and minus the unit vectors, so the prior over one
     soft token is isotropic. After a context that ends with "m1" the reply is "m1", and it flips to "p1" if and only if
@@ -108,6 +108,7 @@ def wired_model(dimensions: int, distance_bits: float, context_tokens: int) -> F
     normalisation from turning the residual into its sign, and so gives solvers a slope.
 
     context_tokens: how many tokens each context has; with one soft token, the average runs over one more
+    axis:           read this coordinate instead of z_0; no context may hold a token of it
     """
     config = LlamaConfig(
         vocab_size=2 * dimensions, hidden_size=dimensions, intermediate_size=4, num_hidden_layers=1,
@@ -121,7 +122,7 @@ def wired_model(dimensions: int, distance_bits: float, context_tokens: int) -> F
     network.get_input_embeddings().weight.data.copy_(torch.cat([identity, -identity]))
     network.lm_head.weight.data[1, 1], network.lm_head.weight.data[dimensions + 1, 1] = 1.0, -1.0
     attention = network.model.layers[0].self_attn
-    attention.v_proj.weight.data[0, 0] = attention.v_proj.weight.data[1, 3] = 1.0
+    attention.v_proj.weight.data[0, axis] = attention.v_proj.weight.data[1, 3] = 1.0
     scale = (context_tokens + 1) / math.sqrt(dimensions)
     attention.o_proj.weight.data[1, 0] = scale / cosine_at(distance_bits, dimensions)
     attention.o_proj.weight.data[2, 1] = 2.0 * scale

@@ -68,12 +68,21 @@ def test_candidates_hold_the_reached_cell_and_cheaper_ones_near_it():
     assert candidates([seen(0.01, 0.0, 9.0)], 0.3) == [], "a low threshold does not make a cell that never hits near"
 
 
-def test_a_bracket_is_cut_in_three_and_left_once_within_five_percent():
+def test_a_bracket_is_cut_in_three_and_once_within_five_percent_the_curve_goes_on_while_it_is_near():
     points = [seen(0.01, 1.0, 500.0), seen(0.08, 0.1, 100.0)]
     assert [c.beta for c in next_cells(points, 0.9)] == pytest.approx([0.02, 0.04])
     assert not bracketed(points, 0.9)
     assert bracketed([seen(0.01, 1.0, 100.0), seen(0.011, 0.8, 95.1)], 0.9)
-    assert next_cells([seen(0.01, 1.0, 100.0), seen(0.011, 0.8, 95.1)], 0.9) == []
+    (cell,) = next_cells([seen(0.01, 1.0, 100.0), seen(0.011, 0.8, 95.1)], 0.9)
+    assert (cell.beta, cell.parent) == (pytest.approx(0.022), seen(0.011, 0, 0).cell.label)
+
+
+def test_beyond_the_threshold_the_behaviours_curve_is_followed_to_its_end_and_a_controls_is_not():
+    curve = [seen(0.01, 1.0, 100.0), seen(0.011, 0.8, 95.1), seen(0.022, 0.4, 60.0)]
+    (cell,) = next_cells(curve, 0.9)
+    assert cell.beta == pytest.approx(0.176)
+    assert next_cells([*curve, seen(0.176, 0.0, 4.9)], 0.9) == [], "hardly a bit is left"
+    assert next_cells([replace(s, cell=replace(s.cell, task="uniform-0")) for s in curve], 0.9) == []
 
 
 def test_the_bracket_is_at_the_largest_beta_that_reaches_whatever_noise_lies_below():

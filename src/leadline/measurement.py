@@ -247,10 +247,13 @@ def certify(work: Work, cells: Sequence[Cell]) -> None:
         points, arrays = rows.bound_points(
             work.about(best), work.spec.threshold, margins, work.trained(best.label), latents
         )
-        chosen = latents[in_s(margins, work.spec.threshold)][:CONFIRM_DRAWS]
-        again = _scored(work, key, f"confirmation of {best.label}", chosen, best, "confirm")
-        counts = {"hits": int(in_s(again, work.spec.threshold).sum()), "draws": len(chosen)}
-        work.write(key, {"points": points, "confirmation": {"/".join(map(str, curve)): counts}}, arrays)
+        record: dict[str, Any] = {"points": points}
+        if not best.task:  # whether hits carry over to a second split is asked of the behaviour
+            chosen = latents[in_s(margins, work.spec.threshold)][:CONFIRM_DRAWS]
+            again = _scored(work, key, f"confirmation of {best.label}", chosen, best, "confirm")
+            counts = {"hits": int(in_s(again, work.spec.threshold).sum()), "draws": len(chosen)}
+            record["confirmation"] = {"/".join(map(str, curve)): counts}
+        work.write(key, record, arrays)
 
 
 def _drawn(work: Work, key: str, cell: Cell, split: str, draws: int) -> tuple[Tensor, Tensor]:

@@ -41,11 +41,12 @@ class Budget:
 
 BUDGETS: dict[Scale, Budget] = {
     "ci": Budget(120, 150, 40, 6, 8, 2, 16, 512),
-    "default": Budget(100, 120, 40, 8, 16, 2, 32, 64),
+    "default": Budget(100, 100, 40, 8, 16, 2, 32, 64),
     "full": Budget(400, 600, 240, 12, 32, 4, 64, 64),
 }
 FIRST_BETA = 0.01  # bits of loss a bit of KL: low enough that the behaviour is found before it is cheapened
 WIDEN = 2.0  # factor between betas while the threshold is not bracketed
+END = 0.05  # of the KL at the threshold: where a curve ends
 LOSS_BETAS = 4  # betas of a curve that has no threshold, at most
 NEAR = 0.4  # cells whose validation score is farther below the threshold are not worth drawing from
 CANDIDATES = 4  # cells of one curve that are compared by draws on validation items, at most
@@ -148,23 +149,41 @@ def bracketed(seen: Sequence[Seen], threshold: float, tolerance: float = 0.05) -
 def next_cells(seen: Sequence[Seen], threshold: float) -> list[Cell]:
     """One round of one curve. Larger betas, each warm-started from the one before, until the score falls below the
     threshold; where it was never reached smaller ones, which narrow a q that has the behaviour and start over where it
-    lost it. Then two betas that cut the bracket in three, warm-started from the cell below it. Nothing once
-    the threshold is bracketed."""
+    lost it. Then two betas that cut the bracket in three, warm-started from the cell below it, and once the threshold
+    is bracketed a few beyond it."""
     if bracketed(seen, threshold):
-        return []
+        return _beyond(seen, threshold)
     low, high = bracket(seen, threshold)
     if low is None:
         if high is None:
             return []
         beta = high.cell.beta or FIRST_BETA
-        return [_warm(high, beta / WIDEN) if high.score >= threshold / 2 else _fresh(high.cell, beta / 8)]
+        return [_warm(high, beta / WIDEN) if _is_near(high, threshold) else _fresh(high.cell, beta / 8)]
     beta = low.cell.beta or FIRST_BETA
     if high is None:
         return [_warm(low, beta * WIDEN)]
     ratio = (high.cell.beta or beta) / beta
-    if ratio < 1.01:
-        return []  # nearer betas would only show the noise of the optimiser
+    if ratio < 1.01:  # nearer betas would only show the noise of the optimiser
+        return _beyond(seen, threshold)
     return [_warm(low, beta * ratio ** (1 / 3)), _warm(low, beta * ratio ** (2 / 3))]
+
+
+def _beyond(seen: Sequence[Seen], threshold: float) -> list[Cell]:
+    """Larger betas still, as long as the score is near the threshold: a bound takes a q that hits at times, and the one
+    that seldom hits is often the tightest (docs/measurement.md section 2, KL). Then, for the behaviour alone, in larger
+    steps to where hardly a bit is left, so that the curve is seen to its end."""
+    last = max(seen, key=lambda point: point.cell.beta or 0.0)
+    beta, low = last.cell.beta or FIRST_BETA, bracket(seen, threshold)[0]
+    if _is_near(last, threshold):
+        return [_warm(last, beta * WIDEN)]
+    if not last.cell.task and low is not None and last.kl_bits > END * low.kl_bits:
+        return [_warm(last, beta * 4 * WIDEN)]
+    return []
+
+
+def _is_near(point: Seen, threshold: float) -> bool:
+    """Whether a cell is worth drawing from: its score may be NEAR below the threshold, and half of it at least."""
+    return point.score >= max(threshold - NEAR, threshold / 2)
 
 
 def candidates(seen: Sequence[Seen], threshold: float) -> list[Cell]:
@@ -172,7 +191,7 @@ def candidates(seen: Sequence[Seen], threshold: float) -> list[Cell]:
     threshold, from the one with the smallest KL up to the one that `bracket` calls reached (else the highest score),
     a few at even steps. Where items hang together a q that hits a draw in ten is the tightest; where they do not, only
     one that reaches the threshold hits at all. Which it is, the draws tell."""
-    near = [s for s in seen if s.score >= max(threshold - NEAR, threshold / 2)]
+    near = [s for s in seen if _is_near(s, threshold)]
     if not near:
         return []
     low = bracket(best_restarts(seen), threshold)[0] or max(near, key=lambda s: (s.score, -s.kl_bits))

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from leadline.information import gaussian_kl_bits
 from leadline.interventions.base import Intervention
 from leadline.solvers.base import Row, begin, train
 from leadline.solvers.gradient import Gradient
@@ -123,3 +124,14 @@ def test_a_batch_that_is_stopped_and_goes_on_ends_in_the_same_numbers():
         row.update({name: value.detach().clone() for name, value in row.items()})
     again = train(rows, loss, 30, part)
     assert all(torch.equal(again.parameters[0][name], value) for name, value in whole.parameters[0].items())
+
+
+def test_the_divergence_that_is_trained_on_is_the_one_that_is_reported():
+    """In float64, to the last digits; both near the prior, where the terms cancel, and far from it."""
+    generator = torch.Generator().manual_seed(0)
+    for spread in (1e-6, 0.1, 3.0):
+        mean, log_scale = (spread * torch.randn(576, generator=generator, dtype=torch.float64) for _ in range(2))
+        location, width = kl_parts_bits({"mean": mean, "log_scale": log_scale})
+        parts = gaussian_kl_bits(mean.numpy(), log_scale.exp().numpy())
+        assert float(location) == pytest.approx(parts[0].sum(), rel=1e-12)
+        assert float(width) == pytest.approx(parts[1].sum(), rel=1e-12, abs=1e-12)

@@ -147,18 +147,19 @@ def excess_bits(own: Row, others: Sequence[Row]) -> Bits:
     """Delta = mean bound of the controls - bound of the behaviour, a difference of point estimates of one bound.
 
     With one or two controls the interval is over draws alone, so it speaks of these very controls: Student t with the
-    fewest degrees of freedom that any of the estimates has. From three on it is over controls too, whose spread holds
-    that of their draws: Student t with one less than their number, or fewer if the behaviour's estimate has fewer.
+    fewest degrees of freedom that any of the estimates has. From three on it is the prediction interval of one more
+    control, Student t with one less than their number: of controls put in the behaviour's place, 95% would hold 0. The
+    controls' spread holds that of draws.
     """
     bits = [estimate_bits(row) for row in others]
     mean, mine, count = math.fsum(bits) / len(bits), estimate_bits(own), len(bits)
     if count >= SPREAD_CONTROLS:
-        degrees = min(float(count - 1), _degrees(own))
-        theirs = math.sqrt(math.fsum((x - mean) ** 2 for x in bits) / (count - 1) / count)
+        degrees = float(count - 1)
+        spread = math.sqrt(math.fsum((x - mean) ** 2 for x in bits) / (count - 1) * (1.0 + 1.0 / count))
     else:
         degrees = min(_degrees(row) for row in (own, *others))
-        theirs = math.hypot(*(_stderr_bits(row) for row in others)) / count
-    half = math.hypot(_stderr_bits(own), theirs) * student_quantile(TWO_SIDED, degrees)
+        spread = math.hypot(_stderr_bits(own), math.hypot(*(_stderr_bits(row) for row in others)) / count)
+    half = spread * student_quantile(TWO_SIDED, degrees)
     paid = (("mean of the controls", mean), ("the behaviour", -mine))
     name, value = f"{own['estimator']} difference", mean - mine
     return Bits(value, "estimate", value - half, value + half, CONFIDENCE, name, str(own["prior"]), paid)

@@ -165,6 +165,8 @@ def luck_words(result: Result) -> list[str]:
     ceiling, (rate, draws) = result.spec.get("extra", {}).get("luck_ceiling_bits"), confirmation(result)
     if ceiling is not None:
         said.append(f"Luck ceiling: {about(ceiling)} bits would do if blind draws hit each item on its own.")
+    elif result.spec.get("extra", {}).get("prior_item_rate") == 0.0:
+        said.append("Luck ceiling: none, no blind draw hit a single item.")
     if rate is not None:
         said.append(
             f"Confirmation: {about(100 * rate, 0)}% of {draws} hits pass on a second set of items; "
