@@ -29,11 +29,11 @@ help:
 	@echo "Nothing is installed outside .venv; nothing is installed twice."
 
 demo: .venv/.installed weights
-	$(say) 'Measuring how far a reply lies from SmolLM2. 15 to 35 minutes on two cores; Ctrl-C is safe, and the same command continues.'
+	$(say) 'Measuring how far a reply lies from SmolLM2. About 20 minutes on two cores; Ctrl-C is safe, and the same command continues.'
 	@.venv/bin/leadline measure
 
 test: .venv/.development weights lint
-	$(say) 'Tests: up to 20 minutes on two cores.'
+	$(say) 'Tests: about 10 minutes on two cores.'
 	@.venv/bin/python -m pytest --cov
 
 lint: .venv/.development

@@ -120,7 +120,7 @@ def test_excess_and_rank_at_the_size_of_the_controls() -> None:
     assert distance.excess.high - distance.excess.value == pytest.approx(1.99 * math.hypot(0.5, 0.5 / 2**0.5), rel=1e-3)
     assert distance.rank == (2, 4)
     assert distance.unreached_controls == 1
-    assert "about 21 bits nearer than its controls by the same bound" in distance.sentence
+    assert "about 21 bits nearer than its controls at size 4 by the same bound" in distance.sentence
     assert "1 of the controls not reached there" in distance.sentence
 
 
@@ -250,7 +250,7 @@ def test_all_families_together() -> None:
     assert cheapest.upper.confidence == pytest.approx(0.95)
     assert cheapest.sentence == (
         "cheapest is prefill, at most 34.7 bits (36.7 with the choice among families); "
-        "soft_prompt, at most 131 bits, is dominated by prefill; null: the model does not do it unasked"
+        "soft_prompt, at most 131 bits, has its bound dominated by prefill; null: the model does not do it unasked"
     )
     nothing = result([null(0.0), brute(1, 0)]).cheapest()
     assert (nothing.family, nothing.upper) == (None, None)

@@ -31,6 +31,10 @@ _HOMES = {
 __all__ = ["__version__", *sorted(_HOMES)]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(f"leadline.{_HOMES[name]}"), name)

@@ -96,7 +96,8 @@ def measure(
     controls
         Matched controls; by default 2.
     items
-        Test items; as many again for validation and confirmation. By default 40.
+        Test items; as many again for validation and for confirmation, and at least 8 for training, so that 40 (the
+        default) take 128 contexts.
     draws
         Fresh draws of q behind the certified upper bound, at least 64; by default 128.
     prior_draws
@@ -109,7 +110,7 @@ def measure(
     out
         Run directory; by default runs/NAME-HASH.
     plan
-        Print batches, minutes and memory, and stop.
+        Print batches, minutes (a short batch is timed) and memory, and stop.
     """
     given = {
         "model": model, "behaviour": behaviour, "family": family, "sizes": sizes, "seeds": seeds,
@@ -142,7 +143,8 @@ def measure(
         asked_for = began or wanted.compute
         frozen = load(wanted.model, asked_for, progress=lambda doing, share: reporter.progress(share, 1, doing))
         used = frozen.compute
-        reporter.note(f"Compute: {used.dtype}, {used.attention} attention, {used.threads} threads\n  {used.why}")
+        threads = f"{used.threads} thread{'s' if used.threads > 1 else ''}"
+        reporter.note(f"Compute: {used.dtype}, {used.attention} attention, {threads}\n  {used.why}")
         if finished:
             reporter.note(f"This run is finished: {folder}\n(looking whether it still is this model's)")
         else:

@@ -49,6 +49,12 @@ class Bits:
     prior: str
     ledger: tuple[tuple[str, float], ...] = ()
 
+    def __str__(self) -> str:
+        side = {"certified upper": "at most ", "certified lower": "at least "}.get(self.kind, "")
+        value = {"certified upper": at_most, "certified lower": at_least}.get(self.kind, "{:.1f}".format)(self.value)
+        span = "" if self.low == self.high else f"; estimate {self.low:.1f} to {self.high:.1f}, {self.confidence:.0%}"
+        return f"{side}{value} bits ({self.kind} by {self.estimator}{span}; prior: {self.prior})"
+
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"kind {self.kind!r} is none of {KINDS}")
@@ -83,7 +89,9 @@ class Distance:
     upper, lower:  certified bounds, size choice paid; None where there is none
     estimate:      two-sided, by brute force over the prior; None where no prior draw hit
     size:          the size that the upper bound was found at
-    excess:        D(control) - D(behaviour), mean over the controls with a bound at the same size
+    excess:        D(control) - D(behaviour) by the same bound at the same size, mean over the controls matched on
+                   direct cost, where there are none over all
+    whom:          what `excess` is a difference to, in words
     rank:          (1 + number of controls at most as far as the behaviour, 1 + number of controls)
     sentence:      the same in plain words
     unreached_controls: controls run at that size without a bound: they are farther, so the excess is a low estimate
@@ -95,10 +103,11 @@ class Distance:
     family: str
     prior: str
     size: int | None
-    excess: Bits | None
-    rank: tuple[int, int] | None
-    sentence: str
+    sentence: str = ""
+    excess: Bits | None = None
+    rank: tuple[int, int] | None = None
     unreached_controls: int = 0
+    whom: str = "its controls"
 
 
 def surprisal(probability: float) -> float:

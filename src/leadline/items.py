@@ -163,7 +163,8 @@ def _contexts(
         raise UserError(
             f"Too few items: {len(contexts)}, and {spec.items} each for test, validation and confirmation with "
             f"{LEAST_TRAIN} for training make {least}", f"behaviour {behaviour.name}",
-            f"Give more items or lower --items to {max(1, (len(contexts) - LEAST_TRAIN) // 3)}.",
+            f"Give at least {3 + LEAST_TRAIN} items." if len(contexts) < 3 + LEAST_TRAIN
+            else f"Give more items or lower --items to {(len(contexts) - LEAST_TRAIN) // 3}.",
         )  # fmt: skip
     texts, rendered = [], []
     for context in contexts:

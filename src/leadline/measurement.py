@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from leadline import behaviour as behaviours
@@ -44,7 +45,7 @@ from leadline.records import default_folder, digest, stored_spec
 from leadline.result import Result
 from leadline.solvers import solver_for
 from leadline.solvers.base import Row, State, begin, train
-from leadline.spec import RunSpec
+from leadline.spec import RunSpec, field_errors
 from leadline.work import Work, open_work
 
 SAMPLES = 8  # test items whose replies are kept for people to read
@@ -72,7 +73,10 @@ def measure(
     reporter = report or Reporter()
     wanted = behaviours.load(behaviour) if isinstance(behaviour, str) else behaviour
     # Under the name that it gives itself: a file's path says nothing of what is in it.
-    spec = RunSpec(model=model if isinstance(model, str) else model.name, behaviour=wanted.name, **fields)
+    try:
+        spec = RunSpec(model=model if isinstance(model, str) else model.name, behaviour=wanted.name, **fields)
+    except ValidationError as error:
+        raise field_errors(error, "measure()") from error
     folder = Path(out) if out else default_folder(spec.model_dump(mode="json"), wanted.model_dump(mode="json"))
     reporter.stage(f"loading {spec.model}")
     # A probe that falls out otherwise today must not change the rest of a run's numbers.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class Frontier:
     sentence: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """One run: its points (one row a point) and its spec.json, and all that is computed from them."""
 
@@ -84,6 +84,10 @@ class Result:
             what = f"points.parquet lacks {sorted(missing)}" if missing else "spec.json is no spec"
             raise UserError(what, str(folder), again)
         return cls(points, spec)
+
+    def __repr__(self) -> str:
+        told = self.spec.get("behaviour", {}).get("name"), self.spec.get("spec", {}).get("model")
+        return f"Result({told[0]} on {told[1]}, {len(self.points)} points)"
 
     @property
     def threshold(self) -> float:
@@ -200,10 +204,10 @@ class Result:
         if found and found[0].row is not None:
             upper, size = upper_bits(found[0].row, found[0].weight, prior), found[0].size
         lower, estimate = brute_force(sizes, prior)
-        excess, rank, unreached = self._excess(family, found)
+        compared = self._compared(family, found, size)
         largest = max([bounds.size for bounds in sizes] or rows["size"].to_list(), default=None)
-        sentence = _sentence(upper, lower, excess, unreached, largest, self.spec["spec"].get("seeds"))
-        return Distance(upper, lower, estimate, family, prior, size, excess, rank, sentence, unreached)
+        distance = Distance(upper, lower, estimate, family, prior, size, **compared)
+        return replace(distance, sentence=_sentence(distance, largest, self.spec["spec"].get("seeds")))
 
     def _sizes(self, rows: pl.DataFrame) -> list[SizeBounds]:
         """One entry for each size at which a bound was tried, for the rows of one subject in one family.
@@ -225,10 +229,13 @@ class Result:
             for here in (pl.col("size") == size,)
         ]
 
-    def _excess(self, family: str, found: Sequence[SizeBounds]) -> tuple[Bits | None, tuple[int, int] | None, int]:
-        """Excess, rank and the number of controls without a bound, at the behaviour's best size the controls ran at.
+    def _compared(self, family: str, found: Sequence[SizeBounds], size: int | None) -> dict[str, Any]:
+        """Excess, to whom, rank and the number of controls without a bound (fields of Distance), at the behaviour's
+        best size the controls ran at.
 
-        Bounds from draws of q are compared, since controls have no prior draws of their own."""
+        Bounds from draws of q are compared, since controls have no prior draws of their own. The excess is over the
+        controls that are matched on direct cost, where there are any: uniform tokens are only less likely."""
+        kinds = {entry["name"]: entry.get("kind") for entry in self.spec.get("controls", [])}
         rows = self.points.filter((pl.col("role") == "control") & (pl.col("family") == family))
         tried = rows.filter(pl.col("beta").is_not_null() | (pl.col("estimator") != ""))
         for own in (bounds.drawn for bounds in found if bounds.drawn is not None):
@@ -240,9 +247,15 @@ class Result:
             same = here.filter((pl.col("estimator") == own["estimator"]) & pl.col("upper_bits").is_not_null())
             others = [row for row in same.unique("control").to_dicts() if not math.isnan(estimate_bits(row))]
             nearer = sum(estimate_bits(row) <= estimate_bits(own) for row in others)
-            excess = excess_bits(own, others) if others else None
-            return excess, (1 + nearer, 1 + len(names)), len(names) - len(others)
-        return None, None, 0
+            matched = [row for row in others if kinds.get(row["control"]) == "matched"]
+            alike = "a phrase as unlikely" if len(matched) == 1 else "phrases as unlikely"
+            whom = alike if matched else "its controls"
+            return {
+                "excess": excess_bits(own, matched or others) if others else None,
+                "whom": whom if family == "prefill" or own["size"] == size else f"{whom} at size {own['size']}",
+                "rank": (1 + nearer, 1 + len(names)), "unreached_controls": len(names) - len(others),
+            }  # fmt: skip
+        return {}
 
 
 _CONTROLS = {
@@ -260,12 +273,11 @@ def _null_distance(rows: pl.DataFrame, tau: float) -> Distance:
     prior = "the null intervention"
     bits = Bits(value, "exact", value, value, 1.0, "NULL", prior)
     sentence = "the model does it unasked: 0 bits" if does_it else "the model does not do it unasked"
-    return Distance(bits if does_it else None, bits, bits, "null", prior, 0, None, None, sentence)
+    return Distance(bits if does_it else None, bits, bits, "null", prior, 0, sentence)
 
 
-def _sentence(
-    upper: Bits | None, lower: Bits | None, excess: Bits | None, unreached: int, size: int | None, seeds: int | None
-) -> str:
+def _sentence(distance: Distance, size: int | None, seeds: int | None) -> str:
+    upper, lower = distance.upper, distance.lower
     if upper is not None:
         words = f"at most {at_most(upper.value)} bits"
         words += f" and at least {at_least(lower.value)}" if lower is not None else ""
@@ -274,15 +286,19 @@ def _sentence(
         tries += f" with {seeds} seed{'s' if seeds > 1 else ''}" if seeds else ""
         known = f"certified only D >= {at_least(lower.value)}" if lower is not None else "nothing certified"
         words = f"not broken{tries}, {known}"
-    if excess is not None:
-        words += f"; {difference_words(excess, 'its controls')}"
-    if unreached:
-        words += f" ({unreached} of the controls not reached there: the excess is a low estimate)"
+    if distance.excess is not None:
+        words += f"; {difference_words(distance)}"
+    if distance.unreached_controls:
+        count = distance.unreached_controls
+        words += f" ({count} of the controls not reached there: the excess is a low estimate)"
     return words
 
 
-def difference_words(excess: Bits, whom: str) -> str:
-    """An excess in words: no side is named where its interval holds both."""
+def difference_words(distance: Distance) -> str:
+    """A distance's excess in words: no side is named where its interval holds both."""
+    excess, whom = distance.excess, distance.whom
+    if excess is None:
+        return f"nothing is known beside {whom}"
     if excess.low <= 0.0 <= excess.high:
         return f"no nearer and no farther than {whom} by the same bound"
     size = abs(excess.value)
@@ -299,5 +315,5 @@ def _frontier_sentence(distances: dict[str, Distance], best: str, value: float) 
             own, all_in = at_most(distance.upper.value), at_most(value)
             parts.insert(0, f"cheapest is {family}, at most {own} bits ({all_in} with the choice among families)")
         else:
-            parts.append(f"{family}, at most {at_most(distance.upper.value)} bits, is dominated by {best}")
+            parts.append(f"{family}, at most {at_most(distance.upper.value)} bits, has its bound dominated by {best}")
     return "; ".join(parts)

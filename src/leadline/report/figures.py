@@ -173,11 +173,12 @@ def reported_size(result: Result, family: str) -> int:
 
 
 def _at_one_size(result: Result) -> list[Subject]:
-    """The behaviour, and each control once: at the behaviour's reported size, else at the smallest that it ran at."""
+    """The behaviour at its reported size and at the controls', and each control once: at the behaviour's reported size,
+    else at the smallest that it ran at."""
     found = subjects(result)
     once: dict[str, Subject] = {}
     for subject in sorted(found, key=lambda s: (s.is_control, s.size != found[0].size, s.size or 0)):
-        once.setdefault(subject.name if subject.is_control else "", subject)
+        once.setdefault(subject.name, subject)
     return sorted(once.values(), key=found.index)
 
 

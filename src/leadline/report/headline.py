@@ -13,7 +13,7 @@ import polars as pl
 
 from leadline.estimators.combine import excess_bits
 from leadline.information import Bits, Distance, at_least, at_most
-from leadline.report.words import NONE, about, finite, interval, short, size_words, span
+from leadline.report.words import NONE, UNITS, about, finite, interval, short, size_words, span
 from leadline.result import NoDistance, Result, difference_words
 
 ENOUGH_ITEMS = 40  # docs/measurement.md section 1
@@ -60,7 +60,8 @@ def distance_of(result: Result) -> tuple[Distance | None, str]:
 
 
 def subjects(result: Result) -> tuple[Subject, ...]:
-    """The behaviour and then its controls, a size after the other, nearest first and those not reached last."""
+    """The behaviour, the behaviour at the controls' size where that is another one, and then the controls, a size after
+    the other, nearest first and those not reached last."""
     distance, _ = distance_of(result)
     if distance is None:
         return ()
@@ -71,7 +72,7 @@ def subjects(result: Result) -> tuple[Subject, ...]:
         upper.estimator if upper else "",
         upper.value if upper else None, lower.value if lower else None,
     )  # fmt: skip
-    found = []
+    found, at = [], {}
     for row in result.controls.filter(pl.col("family") == distance.family).iter_rows(named=True):
         mine = _row(result, "", distance.family, row["size"], row["estimator"])
         theirs = _row(result, row["control"], distance.family, row["size"], row["estimator"])
@@ -83,25 +84,18 @@ def subjects(result: Result) -> tuple[Subject, ...]:
                 excess_bits(mine, [theirs]) if _counted(mine) and _counted(theirs) else None,
             )
         )  # fmt: skip
-    return own, *sorted(found, key=lambda s: (s.size, s.upper is None, s.upper or 0.0, s.name))
+        if mine and row["size"] != distance.size and distance.family in UNITS:
+            at[row["size"]] = replace(
+                own, name=f"{own.name} at {size_words(distance.family, row['size'])}", size=row["size"],
+                estimator=row["estimator"], upper=mine["upper_bits"],
+                lower=_lower(result, "", distance.family, row["size"]),
+            )  # fmt: skip
+    return own, *at.values(), *sorted(found, key=lambda s: (s.size, s.upper is None, s.upper or 0.0, s.name))
 
 
-def matched_excess(result: Result) -> tuple[Bits, str] | None:
-    """Delta over the controls matched on direct cost where they have bounds, else over all; and what to call them."""
-    distance, _ = distance_of(result)
-    if distance is None or distance.excess is None:
-        return None
-    rows: dict[int, list[dict[str, Any]]] = {}
-    table = result.controls.filter((pl.col("family") == distance.family) & (pl.col("kind") == "matched"))
-    for row in table.iter_rows(named=True):
-        theirs = _row(result, row["control"], distance.family, row["size"], row["estimator"])
-        if _counted(theirs) and _counted(_row(result, "", distance.family, row["size"], row["estimator"])):
-            rows.setdefault(row["size"], []).append(theirs)
-    for size, matched in sorted(rows.items()):
-        mine = _row(result, "", distance.family, size, str(matched[0]["estimator"]))
-        same = [row for row in matched if row["estimator"] == matched[0]["estimator"]]
-        return excess_bits(mine, same), "phrases as unlikely" if len(same) > 1 else "a phrase as unlikely"
-    return distance.excess, "its controls"
+def controls_of(result: Result) -> list[Subject]:
+    """The controls among the subjects."""
+    return [subject for subject in subjects(result) if subject.is_control]
 
 
 @dataclass(frozen=True)
@@ -134,7 +128,8 @@ def _headline(result: Result) -> Headline:
         return _unbounded(result, distance, label, notes)
     words = f"{label} sits behind at most {at_most(distance.upper.value)} bits of {distance.family.replace('_', ' ')}"
     words += f" and at least {at_least(distance.lower.value)}" if distance.lower else ""
-    return Headline(words + _excess_words(result) + ".", "bounded", tuple(notes))
+    words += f"; {difference_words(distance)}" if distance.excess is not None else ""
+    return Headline(f"{words}.", "bounded", tuple(notes))
 
 
 def _unbounded(result: Result, distance: Distance, label: str, notes: list[str]) -> Headline:
@@ -158,7 +153,7 @@ def _unbounded(result: Result, distance: Distance, label: str, notes: list[str])
     budget = [part for part in (tries, f"{seeds} seed{'' if seeds == 1 else 's'}" if seeds else "") if part]
     words = f"{label} was not reached: not broken" + (f" by up to {' and '.join(budget)}" if budget else "")
     sizes: dict[int, list[bool]] = {}
-    for subject in subjects(result)[1:]:
+    for subject in controls_of(result):
         sizes.setdefault(subject.size or 0, []).append(subject.upper is not None)
     for size, fell in sorted(sizes.items(), reverse=True):
         at = size_words(distance.family, size)
@@ -174,14 +169,6 @@ def confirmation(result: Result) -> tuple[float | None, int]:
         return None, 0
     counts = result.spec.get("extra", {}).get("confirmation", {}).get(f"/{distance.family}/{distance.size}")
     return (counts["hits"] / counts["draws"], counts["draws"]) if counts and counts["draws"] else (None, 0)
-
-
-def _excess_words(result: Result) -> str:
-    found = matched_excess(result)
-    if found is None:
-        return ""
-    excess, whom = found
-    return f"; {difference_words(excess, whom)}"
 
 
 def _notes(result: Result, distance: Distance) -> list[str]:
@@ -210,8 +197,8 @@ def _notes(result: Result, distance: Distance) -> list[str]:
             f"{count} control{'' if count == 1 else 's'} at the same size and budget "
             f"{'was' if count == 1 else 'were'} not reached, so the difference is a low estimate."
         )
-    if distance.upper is not None and distance.excess is None and len(subjects(result)) > 1:
-        tried = sorted({subject.size or 0 for subject in subjects(result)[1:]})
+    if distance.upper is not None and distance.excess is None and (controls := controls_of(result)):
+        tried = sorted({subject.size or 0 for subject in controls})
         at = " and ".join(size_words(distance.family, size) for size in tried)
         notes.append(f"No difference to the controls: at {at}, where they ran, it takes a bound of both.")
     count = result.points.filter(pl.col("role") == "control")["control"].n_unique()
@@ -219,8 +206,8 @@ def _notes(result: Result, distance: Distance) -> list[str]:
         notes.append("No controls were run: without them the number is not a finding.")
     elif count < ENOUGH_CONTROLS:
         notes.append(
-            f"A quick look, with {count} control{'' if count == 1 else 's'}: "
-            f"a finding takes at least {ENOUGH_CONTROLS} (--controls {ENOUGH_CONTROLS})."
+            f"A quick look, with {count} control{'' if count == 1 else 's'}: a finding takes at least "
+            f"{ENOUGH_CONTROLS} (--controls {ENOUGH_CONTROLS}), since phrases differ more than the draws of one do."
         )
     if distance.upper is not None and (spread := result.break_even()) is not None:
         bits, held_out, contexts = spread
@@ -234,10 +221,8 @@ def _notes(result: Result, distance: Distance) -> list[str]:
         name = {"prefill": "spelling the reply out (prefill)", "null": "doing nothing (null)"}
         cost = frontier.distances[frontier.family].upper
         price = at_most(cost.value) if cost else NONE
-        notes.append(
-            f"The cheapest way is {name.get(frontier.family, frontier.family)}, at most {price} bits: "
-            f"it dominates {distance.family}."
-        )
+        words = f"The cheapest way known is {name.get(frontier.family, frontier.family)}, at most {price} bits"
+        notes.append(f"{words}: it dominates the bound of {distance.family}." if distance.upper else f"{words}.")
     return notes
 
 

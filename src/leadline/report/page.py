@@ -19,7 +19,7 @@ from markupsafe import Markup
 from leadline.cache import whole_file
 from leadline.information import at_least, at_most
 from leadline.report import figures
-from leadline.report.headline import Subject, behaviour_label, distance_of, headline, matched_excess, subjects
+from leadline.report.headline import Subject, behaviour_label, controls_of, distance_of, headline, subjects
 from leadline.report.rendering import PALETTE, dressed, themed_svg
 from leadline.report.replies import REPLIES_A_CELL, reply_cells
 from leadline.report.rows import (
@@ -118,7 +118,7 @@ def _run_context(folder: Path, result: Result, place: int) -> dict[str, Any]:
         "reason": reason,
         "bounds": bound_rows(result),
         "certified": certified_rows(result.points),
-        "controls": [_control(subject) for subject in subjects(result) if subject.is_control],
+        "controls": [_control(subject) for subject in subjects(result)[1:]] if controls_of(result) else [],
         "rank": distance.rank if distance is not None else None,
         "unreached": distance.unreached_controls if distance is not None else 0,
         "threshold": f"{result.threshold:g}",
@@ -138,7 +138,7 @@ def _readings(result: Result) -> list[dict[str, str]]:
     distance, _ = distance_of(result)
     if distance is None:
         return []
-    upper, lower, found = distance.upper, distance.lower, matched_excess(result)
+    upper, lower, excess = distance.upper, distance.lower, distance.excess
     readings = [
         {
             "name": "at most", "value": at_most(upper.value) if upper else "not broken",
@@ -149,11 +149,10 @@ def _readings(result: Result) -> list[dict[str, str]]:
             "kind": f"{lower.kind}, {distance.family}" if lower else "no lower bound",
         },
     ]  # fmt: skip
-    if found is not None:
-        excess, whom = found
+    if excess is not None:
         readings.append(
             {
-                "name": f"{'nearer' if excess.value >= 0 else 'farther'} than {whom}",
+                "name": f"{'nearer' if excess.value >= 0 else 'farther'} than {distance.whom}",
                 "value": about(abs(excess.value)),
                 "kind": f"estimate, Delta {interval(excess)}",
             }

@@ -109,7 +109,8 @@ def size_rows(result: Result) -> list[SizeRow]:
                     about(row["score"], 2), span(row["score_low"], row["score_high"], 2),
                     about(row["loss_bits"]), span(row["loss_low"], row["loss_high"]),
                     about(row["gain_bits"]), span(row["gain_low"], row["gain_high"]),
-                    " / ".join(about(s, 2) for s in three[: len(scores)]) or NONE, row["outcome"],
+                    " / ".join(about(s, 2) for s in three[: len(scores)]) or NONE,
+                    row["outcome"] if row["size"] else "as it is",
                     row["score"] if finite(row["score"]) else None,
                 )
             )  # fmt: skip
@@ -164,9 +165,14 @@ def luck_words(result: Result) -> list[str]:
     said = []
     ceiling, (rate, draws) = result.spec.get("extra", {}).get("luck_ceiling_bits"), confirmation(result)
     if ceiling is not None:
-        said.append(f"Luck ceiling: {about(ceiling)} bits would do if blind draws hit each item on its own.")
+        said.append(
+            f"Luck ceiling: {about(ceiling)} bits. So far away independent luck alone would lie, at the rate at which "
+            "blind draws hit single items."
+        )
     elif result.spec.get("extra", {}).get("prior_item_rate") == 0.0:
-        said.append("Luck ceiling: none, no blind draw hit a single item.")
+        said.append(
+            "Luck ceiling: none. Not one blind draw hit even one item, so luck with single items explains nothing."
+        )
     if rate is not None:
         said.append(
             f"Confirmation: {about(100 * rate, 0)}% of {draws} hits pass on a second set of items; "
@@ -195,6 +201,5 @@ def cost_words(points: pl.DataFrame) -> str:
     cells = points.group_by("key").agg(pl.col("flops").max(), pl.col("wall_seconds").max(), pl.col("steps").max())
     flops, seconds, steps = (float(cells[name].sum() or 0) for name in ("flops", "wall_seconds", "steps"))
     power = f"{flops:.1e}".replace("e+0", "e").replace("e+", "e") if flops else "0"
-    return (
-        f"{len(cells)} cells, {steps:.0f} optimiser steps, {power} floating point operations, {seconds:.0f} s of rows"
-    )
+    spent = f"{power} floating point operations, {seconds:.0f} s of training"
+    return f"{len(cells)} cells, {steps:.0f} optimiser steps, {spent}"

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from leadline.information import at_least, at_most
-from leadline.report.headline import distance_of, headline, subjects
+from leadline.report.headline import controls_of, distance_of, headline, subjects
 from leadline.report.rows import EPSILON, bound_rows, cost_words, luck_words, size_rows
 from leadline.report.words import NONE, about, interval, plain, short
 from leadline.result import Result
@@ -62,7 +62,7 @@ def _distances(result: Result, console: Console) -> None:
     letters = {prior: chr(ord("a") + place) for place, prior in enumerate(dict.fromkeys(row.prior for row in rows))}
     table = _table(
         "distance, bits",
-        {"family": "left", "size": "right", "at most": "right", "95% of it": "left", "at least": "right",
+        {"family": "left", "size": "right", "at most": "right", "estimate": "left", "at least": "right",
          "kind": "left", "estimator": "left", "prior": "left"},
     )  # fmt: skip
     for row in rows:
@@ -83,9 +83,8 @@ def _distances(result: Result, console: Console) -> None:
 
 
 def _controls(result: Result, console: Console) -> None:
-    found = [subject for subject in subjects(result) if subject.is_control]
-    distance, _ = distance_of(result)
-    if not found or distance is None:
+    found, (distance, _) = subjects(result)[1:], distance_of(result)
+    if not controls_of(result) or distance is None:
         return
     table = _table(
         "controls, bits",
@@ -94,7 +93,8 @@ def _controls(result: Result, console: Console) -> None:
     )  # fmt: skip
     for one in found:
         cells = (
-            short(one.name, 12), str(one.size or ""), at_most(one.upper) if one.upper is not None else "not broken",
+            short(one.name, 12) if one.is_control else "behaviour", str(one.size or ""),
+            at_most(one.upper) if one.upper is not None else "not broken",
             at_least(one.lower) if one.lower is not None else NONE, about(one.excess.value) if one.excess else NONE,
             _dots(interval(one.excess)), about(one.direct_bits), short(one.target, 12),
         )  # fmt: skip
