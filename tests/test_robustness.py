@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from transformers import Gemma3nForCausalLM, Gemma3nTextConfig, Gemma4ForCausalLM, Gemma4TextConfig
 
+import leadline
 from commands import FEW, call, refused, save, small, small_run
 from leadline import plan
 from leadline.objective import Objective
@@ -329,3 +330,14 @@ def test_a_row_that_is_lost_takes_no_other_with_it(capsys, tmp_path, monkeypatch
     assert trained(lost, "behaviour").equals(trained(whole, "behaviour"), null_equal=True)
     assert set(trained(lost, "control")["outcome"]) == {"non-finite"}
     assert "non-finite" not in set(trained(whole, "control")["outcome"])
+
+
+def test_python_gets_the_same_messages(llama):
+    for fields, said in [
+        ({"sizes": (4, 1)}, r"Sizes must be increasing.* \(measure\(\), field sizes\)"),
+        ({"sizez": (1,)}, r"There is no such field \(measure\(\), field sizez\)"),
+        ({"seeds": 0}, r"not 0 \(measure\(\), field seeds\)"),
+    ]:
+        with pytest.raises(leadline.UserError, match=said):
+            leadline.measure(str(llama), **fields)
+    assert "measure" in dir(leadline)

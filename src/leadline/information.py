@@ -52,7 +52,8 @@ class Bits:
     def __str__(self) -> str:
         side = {"certified upper": "at most ", "certified lower": "at least "}.get(self.kind, "")
         value = {"certified upper": at_most, "certified lower": at_least}.get(self.kind, "{:.1f}".format)(self.value)
-        span = "" if self.low == self.high else f"; estimate {self.low:.1f} to {self.high:.1f}, {self.confidence:.0%}"
+        of = "estimate " if side else ""
+        span = "" if self.low == self.high else f"; {of}{self.low:.1f} to {self.high:.1f} at {self.confidence:.0%}"
         return f"{side}{value} bits ({self.kind} by {self.estimator}{span}; prior: {self.prior})"
 
     def __post_init__(self) -> None:
