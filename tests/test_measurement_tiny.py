@@ -123,6 +123,7 @@ def test_plain_text_is_flat_within_its_interval(tiny, tmp_path):
         assert row["loss_high"] >= null["loss_low"], f"size {row['size']} beats the model on its own samples"
         # paired item by item, which is far sharper than comparing two intervals
         assert row["size"] == 0 or row["gain_low"] <= 0, f"size {row['size']} beats the model on its own samples"
+    assert result.points["score"].is_null().all(), "nothing is hit or missed"
     with pytest.raises(NoDistance, match="loss"):
         result.distance()
 

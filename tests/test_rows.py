@@ -32,5 +32,12 @@ def test_without_a_finite_size_0_there_is_no_gain(null):
     assert row["loss_bits"] == 1.5
 
 
+def test_a_loss_alone_has_no_score_and_reaches_nothing():
+    row = curve_point(ABOUT, None, "test", torch.tensor([1.0, 2.0]), torch.ones(2), [3.0, 3.5])
+    assert (row["score"], row["score_low"], row["outcome"]) == (None, None, "trained")
+    assert row["gain_bits"] == pytest.approx(1.75)
+    assert curve_point(ABOUT, None, "test", torch.tensor([math.nan, 2.0]), torch.ones(2))["outcome"] == "non-finite"
+
+
 def test_one_item_has_no_interval():
     assert curve_point(ABOUT, 0.9, "test", torch.tensor([1.0]), torch.ones(1), [3.0])["gain_bits"] is None

@@ -101,7 +101,7 @@ def baseline(work: Work) -> None:
             continue
         work.reporter.stage(f"size 0 of {task.name or 'the behaviour'}")
         scored = {split: score_null(work.objective, task.contexts(split)) for split in ("validation", "test")}
-        found = rows.null_points(work.spec.threshold, task, scored, key)
+        found = rows.null_points(work.tau, task, scored, key)
         costs = {split: bits.double().tolist() for split, (bits, _) in scored.items()}
         work.write(key, {"points": found, "costs": costs}, samples=_samples(work, task.name, "test", SAMPLES))
 
@@ -121,9 +121,10 @@ def size_curve(work: Work) -> None:
         mean = work.trained(best.label)["mean"]
         scored = score_latents(work.objective, contexts, intervention, mean.expand(len(contexts), *intervention.shape))
         null = work.null_costs(best.task, "test")
-        point = rows.curve_point(work.about(best), work.spec.threshold, "test", *scored, null)
+        point = rows.curve_point(work.about(best), work.tau, "test", *scored, null)
         latents = mean.expand(SAMPLES, *intervention.shape)
         work.write(key, {"points": [point]}, samples=_samples(work, best.task, "test", SAMPLES, intervention, latents))
+    work.save_points()
 
 
 def rate_distortion(work: Work) -> list[Cell]:
@@ -217,10 +218,10 @@ def _write_trained(work: Work, cell: Cell, line: Row, state: State, index: int, 
         bits, margins = (values.view(draws, len(contexts)) for values in scored)
         null = work.null_costs(cell.task, split)
         about = work.about(cell)
-        found.append(rows.curve_point(about, work.spec.threshold, split, bits, margins, null, parameters, made))
+        found.append(rows.curve_point(about, work.tau, split, bits, margins, null, parameters, made))
         if cell.beta is not None:
             samples = _samples(work, cell.task, split, DRAWN_SAMPLES, line.intervention, latents)
-    if not cell.task:
+    if not cell.task and work.tau is not None:
         work.reporter.scored(found[-1]["score"])
     arrays = {name: value.cpu().numpy() for name, value in parameters.items()}
     work.write(work.cell_key(cell), {"cell": asdict(cell), "points": found}, arrays, samples)

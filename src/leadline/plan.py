@@ -112,7 +112,7 @@ def best_restart(points: Sequence[Mapping[str, Any]]) -> int:
 
     def rank(point: Mapping[str, Any]) -> tuple[float, float]:
         loss = point["loss_bits"]
-        return -point["score"], loss if loss == loss else math.inf
+        return -(point["score"] or 0.0), loss if loss == loss else math.inf
 
     return min(range(len(points)), key=lambda index: rank(points[index]))
 

@@ -49,6 +49,7 @@ POINTS: dict[str, Any] = {
 OUTCOMES = {
     "reached": "the score reached the threshold",
     "out of steps": "the solver used all its steps and the score stayed below the threshold",
+    "trained": "the solver used all its steps; a behaviour with a loss alone has no threshold to reach",
     "diverged": "the loss ended above the loss with nothing in the slot",
     "non-finite": "a loss or gradient was not a finite number, and the row stopped there",
 }

@@ -47,8 +47,10 @@ class Made:
 Point = dict[str, Any]  # one row of points.parquet
 
 
-def null_points(threshold: float, task: Task, scored: Mapping[str, tuple[Tensor, Tensor]], key: str) -> list[Point]:
-    """Size 0 on both splits, and the direct cost of a constant reply."""
+def null_points(
+    threshold: float | None, task: Task, scored: Mapping[str, tuple[Tensor, Tensor]], key: str
+) -> list[Point]:
+    """Size 0 on both splits, and the direct cost of a constant reply. threshold: None where a loss alone is scored."""
     common = {"family": "null", "size": 0, "seed": -1, "role": task.role, "control": task.name, "key": key,
               "prior": "nothing is inserted", "chosen": True}  # fmt: skip
     found = []
@@ -69,12 +71,13 @@ def null_points(threshold: float, task: Task, scored: Mapping[str, tuple[Tensor,
 
 
 def curve_point(
-    about: Point, threshold: float, split: str, bits: Tensor, margins: Tensor, null: Sequence[float] = (),
+    about: Point, threshold: float | None, split: str, bits: Tensor, margins: Tensor, null: Sequence[float] = (),
     parameters: Parameters | None = None, made: Made | None = None,
 ) -> Point:  # fmt: skip
     """One plain point.
 
     about: what all points of the cell share;  bits, margins: (draws, items), or (items,)
+    threshold: None where a loss alone is scored
     null:  (items,) what the same items cost with nothing in the slot: the gain is paired with it; empty where unknown
     """
     items = bits.shape[-1]
@@ -170,19 +173,21 @@ def _bound(bound: Bound) -> dict[str, float | None]:
     }
 
 
-def _scores(bits: Tensor, margins: Tensor, threshold: float) -> Point:
+def _scores(bits: Tensor, margins: Tensor, threshold: float | None) -> Point:
     """Means and intervals over items of (draws, items) scores; draws of one item are averaged first, since items are
     what the claim is about."""
     cost = bits.double().mean(0).cpu().numpy()
-    right = hits(margins).double().mean(0).cpu().numpy()
-    score = float(right.mean())
     mean, low, high = float(cost.mean()), None, None
     if len(cost) > 1 and np.isfinite(cost).all():
         mean, low, high = student_interval(cost)
+    lost = {"loss_bits": mean, "loss_low": low, "loss_high": high}
+    if threshold is None:
+        return {**lost, "outcome": "trained" if math.isfinite(mean) else "non-finite"}
+    right = hits(margins).double().mean(0).cpu().numpy()
+    score = float(right.mean())
     score_low, score_high = wilson_interval(float(right.sum()), len(right))
     outcome = "reached" if score >= threshold - 1e-9 else "out of steps" if math.isfinite(mean) else "non-finite"
-    return {"loss_bits": mean, "loss_low": low, "loss_high": high, "score": score, "score_low": score_low,
-            "score_high": score_high, "outcome": outcome}  # fmt: skip
+    return {**lost, "score": score, "score_low": score_low, "score_high": score_high, "outcome": outcome}
 
 
 def _gain(bits: Tensor, null: Sequence[float]) -> Point:

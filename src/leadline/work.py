@@ -139,11 +139,16 @@ class Work:
         """What bisection looks at. Non-finite cells count as far from reaching."""
         row = self.validation(cell)
         lost = row["outcome"] == "non-finite" or row["kl_bits"] is None or row["kl_bits"] != row["kl_bits"]
-        return Seen(cell, 0.0 if lost else row["score"], float("inf") if lost else row["kl_bits"])
+        return Seen(cell, 0.0 if lost else row["score"] or 0.0, float("inf") if lost else row["kl_bits"])
 
     def choose(self, cell: Cell) -> None:
         """This cell's test rows are the reported ones."""
         self._chosen.add(self.cell_key(cell))
+
+    @property
+    def tau(self) -> float | None:
+        """The threshold of exact matches; None for a behaviour that has a loss alone."""
+        return self.spec.threshold if self.behaviour.scored == "exact" else None
 
     def null_costs(self, task: str, split: str) -> list[float]:
         """What each item costs with nothing in the slot, in bits; empty for a split that was not looked at."""

