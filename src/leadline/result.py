@@ -137,7 +137,7 @@ class Result:
         if behaviour.get("kind") == "loss":
             raise NoDistance(
                 f"{behaviour.get('name', 'this behaviour')} has a loss and no target that a reply either hits or "
-                "misses, so no set S has a distance; read its curves in bits, or give it a target loss"
+                "misses, so no set S has a distance; read its curves in bits"
             )
         if tau is not None and not math.isclose(tau, self.threshold, abs_tol=1e-9):
             raise NoDistance(
