@@ -11,6 +11,8 @@ from leadline.information import size_weights
 from leadline.result import Result
 from rows_by_hand import control, null, result, row
 
+CHARGE = -math.log2(size_weights([1, 2, 4])[1])
+
 
 def grown(scores: dict[int, float | None], losses: dict[int, float] | None = None) -> Result:
     rows = [null(0.0)]
@@ -53,6 +55,13 @@ def test_capacity() -> None:
 )
 def test_saturation(scores: dict[int, float | None], expected: int | None) -> None:
     assert grown(scores).curve("soft_prompt").saturation(0.05) == expected
+
+
+def test_a_size_costs_by_what_was_asked_for_and_not_by_what_was_seen() -> None:
+    rows = [null(0.0), row(size=1, score=0.3, chosen=True), *sweep([(5.0, 3.0)])]
+    seen, asked = result(rows, spec={"sizes": [1]}), result(rows, spec={"sizes": [1, 2, 4]})
+    assert [r.curve("soft_prompt").envelope()["charge_bits"][1] for r in (seen, asked)] == [0.0, pytest.approx(CHARGE)]
+    assert [r.curve("soft_prompt").hull()["kl_bits"][0] for r in (seen, asked)] == [5.0, pytest.approx(5.0 + CHARGE)]
 
 
 def test_a_loss_only_envelope() -> None:

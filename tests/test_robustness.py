@@ -76,7 +76,7 @@ def test_the_spec_file_is_named_with_line_and_field(capsys, tmp_path):
     for text, said in [
         ("seeds: 2\nthreshold: 3\n", f"({path}, line 2, field threshold)"),
         ("seeds: 2\nsizes:\n- 1\n- 0\n", f"({path}, line 4, field sizes.1)"),
-        ("seeds: 2\nsized: 3\n", f"There is no such field ({path}, line 2, field sized)"),
+        ("seeds: 2\nsized: 3\n", f"There is no such field ({path}, line 2, field sized). Did you mean sizes? Mend it."),
         ("seeds: 2\nseeds: 3\n", f"This field is given twice ({path}, line 2, field seeds)"),
         ("seeds: 2\nsizes: [1, 2\n", f"({path}, line 3)"),
         ("seeds: 2\n\tsizes: 1\n", f"({path}, line 2)"),
@@ -103,7 +103,7 @@ def test_the_spec_file_is_named_with_line_and_field(capsys, tmp_path):
         ("b.yaml", "", "empty or binary"),
         ("b.yaml", BINARY, "binary or not UTF-8"),
         ("b.yaml", "name: b\nreply: {text: [}\n", "Malformed YAML: .*line 2"),
-        ("b.yaml", "name: b\nreply:\n  txt: w1\n", r"no such field \(.*line 3, field reply.txt\)"),
+        ("b.yaml", "name: b\nreply:\n  txt: w1\n", r"no such field \(.*line 3, field reply.txt\). Did you mean text\?"),
         ("b.yaml", "name: b\nreply: {text: w1, own: sample}\n", r"exactly one of .*line 2, field reply"),
         ("b.yaml", "name: b\nreply: {text: ''}\n", r"tokenises to nothing.*line 2, field reply"),
         ("b.yaml", "name: b\nreply: {text: yes}\n", r"valid string, not True \(.*line 2, field reply.text"),
@@ -335,7 +335,8 @@ def test_a_row_that_is_lost_takes_no_other_with_it(capsys, tmp_path, monkeypatch
 def test_python_gets_the_same_messages(llama):
     for fields, said in [
         ({"sizes": (4, 1)}, r"Sizes must be increasing.* \(measure\(\), field sizes\)"),
-        ({"sizez": (1,)}, r"There is no such field \(measure\(\), field sizez\)"),
+        ({"sizez": (1,)}, r"There is no such field \(measure\(\), field sizez\). Did you mean sizes\?"),
+        ({"wxyz": 1}, r"There is no such field \(measure\(\), field wxyz\). Mend it"),
         ({"seeds": 0}, r"not 0 \(measure\(\), field seeds\)"),
     ]:
         with pytest.raises(leadline.UserError, match=said):

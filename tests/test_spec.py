@@ -21,7 +21,7 @@ SCHEMAS = Path(__file__).parents[1] / "docs" / "schema"
 def problem(text_fields: dict[str, object], text: str = "") -> UserError:
     with pytest.raises(ValidationError) as caught:
         RunSpec.model_validate(text_fields)
-    return field_errors(caught.value, "spec.yaml", text)
+    return field_errors(caught.value, RunSpec, "spec.yaml", text)
 
 
 def test_lists_as_people_write_them():

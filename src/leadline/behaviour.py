@@ -182,7 +182,7 @@ def _from_yaml(text: str, where: str) -> Behaviour:
     try:
         return Behaviour.model_validate(data)
     except ValidationError as error:
-        raise field_errors(error, where, text) from error
+        raise field_errors(error, Behaviour, where, text) from error
 
 
 def _from_jsonl(text: str, path: Path) -> Behaviour:
@@ -216,7 +216,7 @@ def _from_jsonl(text: str, path: Path) -> Behaviour:
             field = field_path(first["loc"]).replace(f"contexts.{place[0]}", "prompt")
             where = f"{path}, line {numbers[place[0]]}, field {field}"
             raise UserError(field_sentence(first), where, how) from error
-        raise field_errors(error, str(path)) from error
+        raise field_errors(error, Behaviour, str(path)) from error
 
 
 def main() -> None:

@@ -331,7 +331,7 @@ def _resolved(given: dict[str, Any], path: Path | None) -> RunSpec:
         problem = first_problem(error)
         name = str(next(iter(problem["loc"]), ""))
         if name not in given:
-            raise field_errors(error, str(path), text) from error
+            raise field_errors(error, RunSpec, str(path), text) from error
         how = "See `leadline measure --help`."
         raise UserError(field_sentence(problem), f"--{name.replace('_', '-')}", how) from error
 

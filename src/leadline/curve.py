@@ -6,6 +6,7 @@ Knows nothing of models, torch or how a point was made. Definitions are in docs/
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +19,15 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Curve:
-    """The curves of one family and one target: rows of that family, and of "null" for size 0, of one subject."""
+    """The curves of one family and one target: rows of that family, and of "null" for size 0, of one subject.
+
+    asked: the sizes that the run was asked for. They fix what choosing a size costs, also where one never finished.
+    """
 
     family: str
     control: str
     points: pl.DataFrame
+    asked: tuple[int, ...] = ()
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -52,7 +57,7 @@ class Curve:
 
         best_size has the best score (of a loss-only behaviour, the least loss). Null where nothing finite was seen.
         """
-        charges = {size: surprisal(w) for size, w in size_weights(self.sizes).items()} if self.sizes else {}
+        charges = self._charges(self.sizes)
         loss: float | None = None
         score: float | None = None
         best_size: int | None = None
@@ -97,8 +102,7 @@ class Curve:
         in kl_bits, so sizes may be mixed too. Columns kl_bits, loss_bits, size, beta, in order of KL.
         """
         rows = self.rate_distortion().filter(pl.col("kl_bits").is_finite() & pl.col("loss_bits").is_finite())
-        sizes = rows["size"].unique().sort().to_list()
-        charges = {size: surprisal(weight) for size, weight in size_weights(sizes).items()} if sizes else {}
+        charges = self._charges(rows["size"].to_list())
         corners: list[Row] = []
         paid = [row | {"kl_bits": row["kl_bits"] + charges[row["size"]]} for row in rows.iter_rows(named=True)]
         for row in sorted(paid, key=lambda row: (row["kl_bits"], row["loss_bits"])):
@@ -108,6 +112,11 @@ class Curve:
                 corners.pop()
             corners.append(row)
         return pl.DataFrame(corners, schema=rows.schema, orient="row").select("kl_bits", "loss_bits", "size", "beta")
+
+    def _charges(self, seen: Iterable[int]) -> dict[int, float]:
+        """Bits that choosing each size costs, over the sizes asked for and those seen."""
+        sizes = sorted({*self.asked, *seen})
+        return {size: surprisal(weight) for size, weight in size_weights(sizes).items()} if sizes else {}
 
 
 _ENVELOPE = {

@@ -76,7 +76,7 @@ def measure(
     try:
         spec = RunSpec(model=model if isinstance(model, str) else model.name, behaviour=wanted.name, **fields)
     except ValidationError as error:
-        raise field_errors(error, "measure()") from error
+        raise field_errors(error, RunSpec, "measure()") from error
     folder = Path(out) if out else default_folder(spec.model_dump(mode="json"), wanted.model_dump(mode="json"))
     reporter.stage(f"loading {spec.model}")
     # A probe that falls out otherwise today must not change the rest of a run's numbers.

@@ -112,7 +112,8 @@ class Result:
     def curve(self, family: str, control: str = "") -> Curve:
         """The curve of the behaviour (control "") or of one control."""
         rows = self._subject(control).filter(pl.col("family").is_in([family, "null"]))
-        return Curve(family, control, rows)
+        asked = self.spec["spec"]["sizes"] if family in self.spec["spec"]["family"] else ()
+        return Curve(family, control, rows, tuple(asked))
 
     @property
     def controls(self) -> pl.DataFrame:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
@@ -109,17 +110,24 @@ def compute_parts(compute: str) -> dict[str, str]:
     return found
 
 
-def field_errors(error: ValidationError, where: str, text: str = "") -> UserError:
-    """One UserError for a pydantic error: the field that is wrong, with its line where `text` is its YAML."""
+def field_errors(error: ValidationError, kind: type[BaseModel], where: str, text: str = "") -> UserError:
+    """One UserError for a pydantic error of `kind`: the field that is wrong, with its line where `text` is its YAML."""
     first = first_problem(error)
     line = yaml_line(text, first["loc"]) if text else None
     places = [where, f"line {line}"] if line else [where]
     if path := field_path(first["loc"]):
         places.append(f"field {path}")
     others = len({problem["loc"][:1] for problem in error.errors()}) - 1
-    return UserError(
-        field_sentence(first), ", ".join(places), f"Mend it{f' ({others} more after it)' if others else ''}."
-    )
+    how = f"Mend it{f' ({others} more after it)' if others else ''}."
+    if first["type"] == "extra_forbidden" and (near := get_close_matches(str(first["loc"][-1]), _fields(kind), 1)):
+        how = f"Did you mean {near[0]}? {how}"
+    return UserError(field_sentence(first), ", ".join(places), how)
+
+
+def _fields(kind: type[BaseModel]) -> set[str]:
+    """Names of the fields of a pydantic class and of those inside it."""
+    schema = kind.model_json_schema()
+    return {name for part in (schema, *schema.get("$defs", {}).values()) for name in part.get("properties", {})}
 
 
 def first_problem(error: ValidationError) -> Any:

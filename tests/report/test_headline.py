@@ -219,6 +219,18 @@ def test_a_threshold_that_was_not_bracketed_is_said(plant_run: PlantRun) -> None
     assert said(run).notes[0].startswith("The threshold was not bracketed within 5%")
 
 
+def test_a_bound_where_the_size_curve_falls_short_is_explained(plant_run: PlantRun) -> None:
+    run = plant_run()
+    points = pl.read_parquet(run / "points.parquet")
+    sized = (pl.col("estimator") == "") & pl.col("beta").is_null() & (pl.col("split") == "test")
+    for sizes, explained in (([4], False), ([1], True), ([1, 4], True)):
+        short = sized & pl.col("size").is_in(sizes) & (pl.col("role") == "behaviour")
+        lower = pl.when(short).then(0.8).otherwise(pl.col("score")).alias("score")
+        points.with_columns(lower).write_parquet(run / "points.parquet")
+        words = "The size curve does not reach the threshold at 1 soft token, and the bound does: "
+        assert any(note.startswith(words) for note in said(run).notes) == explained, sizes
+
+
 def test_few_items_are_said(plant_run: PlantRun) -> None:
     run = plant_run()
     spec = json.loads((run / "spec.json").read_text())

@@ -185,6 +185,14 @@ def _notes(result: Result, distance: Distance) -> list[str]:
             "The threshold was not bracketed within 5%: no distribution was found that just reaches it, and the upper "
             "bound may stand on one that is farther than need be."
         )
+    if distance.upper is not None and distance.size is not None and distance.family in UNITS:
+        reached = result.curve(distance.family).capacity(result.threshold)
+        if reached is None or reached > distance.size:
+            words = size_words(distance.family, distance.size)
+            notes.append(
+                f"The size curve does not reach the threshold at {words}, and the bound does: its search begins where "
+                "the restarts of the size curve end and takes more steps."
+            )
     rate = confirmation(result)[0]
     if distance.upper is not None and rate is not None and rate < 0.5:
         notes.append(
