@@ -16,10 +16,10 @@ from leadline.result import Result
 PlantRun = Callable[..., Path]
 
 
-def printed(run: Path, page: Path | None = None, encoding: str = "utf-8") -> str:
+def printed(run: Path, page: Path | None = None, encoding: str = "utf-8", width: int = 80) -> str:
     raw = io.BytesIO()
     file = io.TextIOWrapper(raw, encoding=encoding)
-    print_result(Result.load(run), Console(file=file, width=80, color_system=None), page)
+    print_result(Result.load(run), Console(file=file, width=width, color_system=None), page)
     file.flush()
     return raw.getvalue().decode(encoding)
 
@@ -36,6 +36,12 @@ def test_fits_80_columns_and_sends_no_control_characters(plant_run: PlantRun, ch
     assert max(len(line) for line in text.splitlines()) <= 80
     assert "\x1b" not in text
     assert "\u202e" not in text
+
+
+def test_a_narrow_terminal_cuts_no_number(plant_run: PlantRun) -> None:
+    wide, narrow = (printed(plant_run(str(width)), width=width) for width in (80, 40))
+    assert "\u2026" not in narrow
+    assert {word for word in wide.split() if word[0].isdigit()} <= set(narrow.split())
 
 
 def test_says_everything_that_matters(plant_run: PlantRun) -> None:

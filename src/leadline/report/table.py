@@ -18,6 +18,8 @@ from leadline.report.rows import EPSILON, bound_rows, cost_words, luck_words, si
 from leadline.report.words import NONE, about, interval, plain, short
 from leadline.result import Result
 
+WIDTH = 80
+
 
 def print_result(result: Result, console: Console, page: Path | None = None) -> None:
     """Print a run. page: the HTML file to point to, if one was written."""
@@ -49,7 +51,9 @@ def _table(title: str, columns: dict[str, JustifyMethod]) -> Table:
 
 def _print(console: Console, table: Table, *lines: str) -> None:
     console.print()
-    console.print(table)
+    if console.width < WIDTH:
+        table.width = WIDTH  # a narrower terminal folds the lines: a number that is cut is another number
+    console.print(table, crop=False)
     for line in lines:
         console.print(Padding(Text(line, style="dim"), (0, 0, 0, 2)))
 
