@@ -1,10 +1,11 @@
 """Which step size and which start each size wants: the evidence behind the rules in `leadline.solvers`.
 
-Rates are compared at the usual start, starts (their distance from the vocabulary's mean, in units of the prior's scale)
-at the rate of the rule. Every setting and seed of a size is a row of one batch, trained by the gradient solver and
-scored on validation items.
+Every setting and seed of a size is a row of one batch. gradient: rates at the usual start, then starts (their distance
+from the vocabulary's mean, in units of the prior's scale) at the usual rate. variational: rates of q's mean, each from
+the gradient solution of its seed, to one beta; what is minimised there is loss + beta KL, in bits. All is scored on
+validation items.
 
-    python benchmarks/learning_rate.py --model organism:tiny --sizes 1,4,16 --out benchmarks/results/learning_rate.json
+    python benchmarks/learning_rate.py --model organism:tiny --sizes 1,4,16 --out learning_rate.json
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,45 +28,70 @@ from leadline.items import Task, prepare
 from leadline.measurement import minibatch
 from leadline.model import FrozenModel, load
 from leadline.objective import Objective
-from leadline.priors import embedding_prior
+from leadline.plan import FIRST_BETA, WIDEN
+from leadline.priors import embedding_prior, normal
 from leadline.scoring import hits
-from leadline.solvers import RATE
-from leadline.solvers.base import START, Row, begin, train
+from leadline.solvers import solver_for
+from leadline.solvers.base import START, Parameters, Row, Solver, begin, train
 from leadline.solvers.gradient import Gradient
+from leadline.solvers.variational import Variational, kl_parts_bits
 from leadline.spec import RunSpec
+
+DRAWS = 2  # of q for each validation item
 
 
 def one_size(
     model: FrozenModel, task: Task, intervention: Intervention, args: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """All settings and seeds of one size, in one batch."""
+    """All settings and seeds of one size, a batch for each solver."""
     pool, held_out = task.contexts("train"), task.contexts("validation")
     objective = Objective(Engine(model, shared_prefix(pool + held_out)))
-    rule = RATE / intervention.tokens**0.5
-    settings = [(float(rate), START) for rate in args.rates.split(",")]
-    settings += [(rule, float(start)) for start in args.starts.split(",")]
-    tried = [(rate, start, seed) for rate, start in settings for seed in range(args.seeds)]
-    rows = [Row(f"{r:g} {s:g} {seed}", intervention, Gradient(r), seed, args.contexts) for r, s, seed in tried]
+
+    def descend(solvers: Sequence[Solver], starts: Sequence[Parameters]) -> list[Parameters]:
+        """The parameters that every solver ends with from its start, a start for each seed."""
+        rows = [
+            Row(f"{solver} {place} {seed}", intervention, solver, seed, args.contexts)
+            for place, solver in enumerate(solvers)
+            for seed in range(args.seeds)
+        ]
+
+        def loss(step: int, latents: list[torch.Tensor]) -> torch.Tensor:
+            contexts = [context for row in rows for context in minibatch(pool, row, step)]
+            return objective.bits(contexts, edit([intervention] * len(rows), latents)).view(len(rows), -1).mean(1)
+
+        return train(rows, loss, args.steps, begin(rows, starts, model.device)).parameters
+
+    def lines(solvers: Sequence[Solver], told: Sequence[dict[str, Any]], ends: Sequence[Parameters]) -> Any:
+        found: list[dict[str, list[float]]] = [{"loss_bits": [], "score": [], "kl_bits": []} for _ in solvers]
+        for place, end in enumerate(ends):
+            noise = normal((DRAWS * len(held_out), *intervention.shape), "validation").to(model.device)
+            latents = solvers[place // args.seeds].draw(end, noise)
+            bits, margins = score_latents(objective, held_out * DRAWS, intervention, latents)
+            mine = found[place // args.seeds]
+            mine["loss_bits"].append(float(bits.mean()))
+            mine["score"].append(float(hits(margins).float().mean()))
+            mine["kl_bits"].append(float(sum(kl_parts_bits(end))) if "log_scale" in end else 0.0)
+        return [line | values for line, values in zip(told, found, strict=True)]
+
+    rates, usual = [float(rate) for rate in args.rates.split(",")], solver_for(None, None, intervention)
+    assert isinstance(usual, Gradient)
+    settings = [(rate, START) for rate in rates]
+    settings += [(usual.rate, float(start)) for start in args.starts.split(",")]
+    gradients = [Gradient(rate) for rate, _ in settings]
     starts = [
-        {"mean": row.solver.start(intervention, row.seed)["mean"] * (start / START)}
-        for row, (_, start, _) in zip(rows, tried, strict=True)
+        {"mean": usual.start(intervention, seed)["mean"] * (start / START)}
+        for _, start in settings
+        for seed in range(args.seeds)
     ]
+    told = [{"solver": "gradient", "rate": rate, "start": start} for rate, start in settings]
+    results = lines(gradients, told, descend(gradients, starts))
 
-    def loss(step: int, latents: list[torch.Tensor]) -> torch.Tensor:
-        contexts = [context for row in rows for context in minibatch(pool, row, step)]
-        return objective.bits(contexts, edit([intervention] * len(rows), latents)).view(len(rows), -1).mean(1)
-
-    state = train(rows, loss, args.steps, begin(rows, starts, model.device))
-    found = []
-    for row in state.parameters:
-        latents = row["mean"].expand(len(held_out), *intervention.shape)
-        bits, margins = score_latents(objective, held_out, intervention, latents)
-        found.append((float(bits.mean()), float(hits(margins).float().mean())))
-    parts = [found[i * args.seeds : (i + 1) * args.seeds] for i in range(len(settings))]
-    return [
-        {"rate": rate, "start": start, "loss_bits": [loss for loss, _ in part], "score": [score for _, score in part]}
-        for (rate, start), part in zip(settings, parts, strict=True)
-    ]
+    solutions = descend([usual], [usual.start(intervention, seed) for seed in range(args.seeds)])
+    widened = solver_for(args.beta, FIRST_BETA / WIDEN, intervention)
+    assert isinstance(widened, Variational)
+    gaussians = [Variational(widened.first_beta, args.beta, rate, widened.scale_rate) for rate in rates]
+    told = [{"solver": "variational", "rate": rate, "beta": args.beta} for rate in rates]
+    return [*results, *lines(gaussians, told, descend(gaussians, solutions * len(rates)))]
 
 
 def main() -> None:
@@ -74,6 +101,7 @@ def main() -> None:
     parser.add_argument("--sizes", default="1,4,16")
     parser.add_argument("--rates", default="0.0175,0.035,0.07,0.14,0.28")
     parser.add_argument("--starts", default="0.01,0.3,1")
+    parser.add_argument("--beta", type=float, default=0.04)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--contexts", type=int, default=8)
@@ -87,9 +115,12 @@ def main() -> None:
         for size in map(int, args.sizes.split(",")):
             for line in one_size(model, task, make("soft_prompt", size, prior), args):
                 results.append({"behaviour": name, "size": size, **line})
-                median = statistics.median(line["loss_bits"])
-                print(f"{name:<24} size {size:>3} rate {line['rate']:<6.4g} start {line['start']:<4g} median loss "
-                      f"{median:8.3f} bits, scores {line['score']}", flush=True)  # fmt: skip
+                loss, kl = (statistics.median(line[key]) for key in ("loss_bits", "kl_bits"))
+                setting = f"start {line['start']:g}" if "start" in line else f"beta {line['beta']:g}"
+                total = f", KL {kl:.0f}, loss + beta KL {loss + line['beta'] * kl:.2f}" if "beta" in line else ""
+                scores = " ".join(f"{score:.2f}" for score in line["score"])
+                print(f"{name:<20} size {size:>3} {line['solver']:<11} rate {line['rate']:<6.4g} {setting:<10} "
+                      f"median loss {loss:8.3f} bits{total}; scores {scores}", flush=True)  # fmt: skip
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         said = {"arguments": {name: str(value) for name, value in vars(args).items()}, "rows": results}

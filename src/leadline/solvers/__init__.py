@@ -8,15 +8,13 @@ from leadline.solvers.base import Solver
 from leadline.solvers.gradient import Gradient
 from leadline.solvers.variational import Variational
 
-RATE = 0.07  # for one soft token; the rule below scales it (benchmarks/learning_rate.py)
+RATE = 0.14  # at every size (benchmarks/learning_rate.py)
 
 
 def solver_for(beta: float | None, first_beta: float | None, intervention: Intervention) -> Solver:
     """The solver of one cell: gradient without a beta, else variational with beta rising from `first_beta`.
-
-    Step size: RATE / sqrt(tokens), since the step of all tokens together grows with the square root of their number.
     """
-    rate = RATE / intervention.tokens**0.5
     if beta is None:
-        return Gradient(rate)
+        return Gradient(RATE)
+    rate = 0.07 / intervention.tokens**0.5
     return Variational(first_beta=first_beta or beta, beta=beta, rate=rate, scale_rate=0.1)
