@@ -16,6 +16,10 @@ from transformers import (
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    MptConfig,
+    MptForCausalLM,
     PreTrainedTokenizerFast,
 )
 
@@ -52,7 +56,8 @@ def frozen(network: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, name: s
 
 
 def random_model(architecture: str, dtype: torch.dtype = torch.float32) -> FrozenModel:
-    """Random weights in the shape of llama, gpt2, neox or gemma (scaled embeddings, soft-capped logits)."""
+    """Random weights in the shape of llama, gpt2, neox, gemma (scaled embeddings, soft-capped logits), mistral (sees
+    four tokens back) or mpt (a bias by distance in place of positions)."""
     common = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
               "intermediate_size": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}  # fmt: skip
     torch.manual_seed(0)
@@ -66,19 +71,20 @@ def random_model(architecture: str, dtype: torch.dtype = torch.float32) -> Froze
                 **common, num_key_value_heads=2, head_dim=8, query_pre_attn_scalar=8, attn_implementation="eager"
             )
         )
+    elif architecture == "mistral":
+        network = MistralForCausalLM(
+            MistralConfig(**common, num_key_value_heads=2, sliding_window=4, attn_implementation="eager")
+        )
+    elif architecture == "mpt":
+        network = MptForCausalLM(
+            MptConfig(vocab_size=VOCABULARY, d_model=32, n_layers=2, n_heads=4, max_seq_len=128, bos_token_id=1,
+                      eos_token_id=2, attn_implementation="eager")
+        )  # fmt: skip
     else:
         network = GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=VOCABULARY,
-                n_embd=32,
-                n_layer=2,
-                n_head=4,
-                n_positions=128,
-                bos_token_id=1,
-                eos_token_id=2,
-                attn_implementation="eager",
-            )
-        )
+            GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128, bos_token_id=1,
+                       eos_token_id=2, attn_implementation="eager")
+        )  # fmt: skip
     for parameter in network.parameters():  # fresh weights are so small that every logit is nearly the same
         parameter.data.add_(0.3 * torch.randn(parameter.shape))
     return frozen(network.to(dtype), word_tokenizer(words()), f"random {architecture}")

@@ -11,7 +11,7 @@ from leadline.engine import Context, Engine, shared_prefix
 from leadline.model import FrozenModel
 from models import FLOAT32, VOCABULARY, random_model
 
-ARCHITECTURES = ("llama", "gpt2", "neox", "gemma")
+ARCHITECTURES = ("llama", "gpt2", "neox", "gemma", "mistral", "mpt")
 CONTEXTS = [
     Context((7, 8, 9), (10, 11, 12, 13), (14, 15, 2)),
     Context((7, 8, 9, 20), (21,), (22, 2)),
@@ -78,6 +78,15 @@ def test_greedy_generation_equals_decoding_one_row_from_scratch(architecture, sh
             wanted.append(int(model.network(inputs_embeds=embeds[None], use_cache=False).logits[0, -1].argmax()))
             embeds = torch.cat([embeds, model.embed(torch.tensor(wanted[-1:]))])
         assert list(found[row]) == wanted
+
+
+def test_a_reply_ends_where_the_window_does():
+    model = random_model("gpt2")
+    long = Context(tuple(range(4, 64)) * 2, (), ())
+    nothing = no_edit(2, model.hidden_size, torch.float32, model.device)
+    replies = Engine(model).generate([long, Context((7,), (), ())], nothing, 60)
+    assert len(replies[0]) <= model.window - 120
+    assert len(replies[1]) == 60 or replies[1][-1] in model.end_tokens
 
 
 def test_margins_say_what_greedy_decoding_writes():

@@ -100,10 +100,17 @@ def test_a_bound_is_drawn_freshly_on_test_items(tmp_path, monkeypatch):
     check(tmp_path / "run", monkeypatch)
 
 
-@pytest.mark.parametrize("mutate", [on_validation_items, on_the_draws_of_the_choice, at_the_mean])
+@pytest.mark.parametrize(
+    ("mutate", "said"),
+    [
+        (on_validation_items, "on test items"),
+        (on_the_draws_of_the_choice, "that nothing has seen before"),
+        (at_the_mean, "log ratios"),  # COND itself sees that these are no draws of q
+    ],
+)
 def test_k16_a_bound_that_is_not_is_seen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mutate: Callable[[pytest.MonkeyPatch], None]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mutate: Callable[[pytest.MonkeyPatch], None], said: str
 ) -> None:
     mutate(monkeypatch)
-    with pytest.raises((AssertionError, ValueError)):  # ValueError: COND itself sees that these are no draws of q
+    with pytest.raises((AssertionError, ValueError), match=said):
         check(tmp_path / "run", monkeypatch)

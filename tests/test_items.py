@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from leadline import items
+from leadline import controls
 from leadline.behaviour import Behaviour, Reply
 from leadline.behaviour import load as builtin
 from leadline.edits import no_edit
@@ -71,8 +71,22 @@ def test_the_same_call_gives_the_same_items_and_json_brings_them_back(tasks, mod
     assert from_json(json.loads(json.dumps(to_json(tasks)))) == tasks
 
 
-def test_replies_that_depend_on_the_context_get_permuted_controls(model):
-    texts = tuple(f"w{i % 8}" for i in range(60))
+def test_labels_are_exchanged_and_stay_as_learnable(model):
+    """One permutation of the labels, none in place, another one for each control, until there is none left."""
+    texts = tuple(f"w{i % 3}" for i in range(60))
+    main, *made = prepare(model, behaviour(reply=Reply(texts=texts)), RunSpec(items=10, controls=3, sizes=(1,)))
+    assert [control.name for control in made] == ["relabelled-0", "relabelled-1", "permuted-0"]
+    maps = []
+    for control in made[:2]:
+        pairs = {(a.target, b.target) for split in SPLITS for a, b in zip(main.items[split], control.items[split])}
+        assert len(pairs) == len(dict(pairs)) == 3
+        assert all(old != new for old, new in pairs)
+        maps.append(frozenset(pairs))
+    assert len(set(maps)) == 2
+
+
+def test_replies_that_no_two_contexts_share_are_permuted(model):
+    texts = tuple(f"w{i % 50} w{i // 50}" for i in range(60))
     main, control = prepare(model, behaviour(reply=Reply(texts=texts)), RunSpec(items=10, controls=1, sizes=(1,)))
     assert main.target is None
     for split in SPLITS:
@@ -125,7 +139,7 @@ def test_python_windows_come_from_the_interpreter(model):
     ("fields", "spec", "message"),
     [
         ({"contexts": contexts(30)}, SPEC, r"Too few items: 30, .* make 38.*lower --items to 7"),
-        ({"contexts": tuple(f"w{i} " * 3000 for i in range(40))}, SPEC, "does not fit into the model's window"),
+        ({"contexts": tuple(f"w{i} " * 3000 for i in range(40))}, SPEC, "do not fit into the model's window"),
     ],
 )
 def test_items_that_cannot_be_are_one_message(model, fields, spec, message):
@@ -164,11 +178,34 @@ def test_no_control_is_made_twice_nor_is_the_reply_itself(model):
     assert not any(task.kind == "shuffled" for task in tasks)
 
 
+@pytest.mark.parametrize("kind", ["uniform", "shuffled", "phrase", "matched"])
+def test_a_control_measured_as_a_behaviour_is_no_control_of_itself(model, kind):
+    reply = Reply(control=kind, of="w3 w4 w5")
+    tasks = prepare(model, behaviour(reply=reply), RunSpec(items=10, controls=8, sizes=(1,)))
+    targets = [task.items["test"][0].context.target for task in tasks]
+    assert len(set(targets)) == len(targets) == 9
+
+
+def test_what_does_not_fit_into_the_window_is_one_message():
+    """128 positions: a context that leaves room for the reply, but for neither what the model is to say first nor for
+    eight tokens; a subspace of many dimensions is one token."""
+    narrow = random_model("gpt2")
+    long = tuple(" ".join(f"w{(i * 7 + j * j) % 50}" for j in range(119)) for i in range(40))
+    fields = {"contexts": long, "format": "raw", "ends": False}
+    short = behaviour(**fields, reply=Reply(text="w1 w2"))
+    for spec in (RunSpec(items=10, controls=4, sizes=(1,)), RunSpec(items=10, family="soft_subspace", sizes=(1, 32))):
+        tasks = prepare(narrow, short, spec)
+        assert max(len(task.items["test"][0].context.target) for task in tasks) <= 128 - 120 - 1
+    for refused, sizes in ((short, (1, 8)), (behaviour(**fields, reply=Reply(own="capitals", tokens=16)), (1,))):
+        with pytest.raises(UserError, match="window of 128"):
+            prepare(narrow, refused, RunSpec(items=10, controls=0, sizes=sizes))
+
+
 def test_a_phrase_that_is_not_within_ten_percent_is_not_called_matched(model, monkeypatch):
     """Four words, each about as likely to a random model as any, and phrases of one word or of nine."""
-    monkeypatch.setattr(items, "_phrases", lambda: ["w20", "w21 w22 w23 w24 w25 w26 w27 w28 w29"])
+    monkeypatch.setattr(controls, "_phrases", lambda: ["w20", "w21 w22 w23 w24 w25 w26 w27 w28 w29"])
     tasks = prepare(model, behaviour(reply=Reply(text="w3 w4 w5 w6")), RunSpec(items=10, controls=1, sizes=(1,)))
     assert (tasks[1].kind, tasks[1].name) == ("nearest", "nearest-0")
     nothing = no_edit(10, model.hidden_size, model.network.dtype, model.device)
     own, other = (float(Objective(Engine(model)).evaluate(task.contexts("test"), nothing)[0].mean()) for task in tasks)
-    assert abs(other / own - 1) > items.MATCH_TOLERANCE
+    assert abs(other / own - 1) > controls.MATCH_TOLERANCE

@@ -17,11 +17,11 @@ from commands import save
 from leadline import plan, smollm2
 from leadline.behaviour import Behaviour, Reply
 from leadline.model import FrozenModel, load
-from leadline.probe import Compute
+from leadline.probe import Compute, has_fused_attention
 from leadline.spec import UserError
 from models import TEMPLATE, frozen, random_model, word_tokenizer, words
 
-ARCHITECTURES = ("llama", "gpt2", "neox", "gemma")
+ARCHITECTURES = ("llama", "gpt2", "neox", "gemma", "mistral", "mpt")
 FLOAT32 = Compute("float32", "eager", 1, "tests")
 
 
@@ -43,6 +43,18 @@ def test_a_folder_gives_the_weights_it_holds(tmp_path, architecture):
     assert loaded.template_hash == made.template_hash
     assert not loaded.network.training
     assert not any(parameter.requires_grad for parameter in loaded.network.parameters())
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_an_architecture_without_fused_attention_is_no_hindrance(tmp_path, architecture):
+    """transformers has no sdpa for some architectures (gemma's soft cap, mpt's biases) and raises where it is asked."""
+    made = random_model(architecture)
+    where = str(save(tmp_path / architecture, made.network, made.tokenizer))
+    for asked in ("auto", "float32,eager,1"):
+        assert load(where, asked).compute.attention == "eager"
+    if not has_fused_attention(made.network):
+        with pytest.raises(UserError, match=r"no sdpa attention .*Ask for eager"):
+            load(where, "sdpa")
 
 
 def test_a_tiny_model_is_run_in_float32_on_one_thread(folder):

@@ -49,6 +49,11 @@ def test_the_fastest_way_is_taken_and_remembered(measured):
     assert len(measured) == 2 * count
 
 
+def test_attention_that_a_model_does_not_have_is_not_measured(measured):
+    assert choose(random_model("mpt").network, "one").attention == "eager"
+    assert {way for _, way in measured} == {"eager"}
+
+
 @pytest.mark.parametrize("damage", [b"", b"{", b"\xff\x00", b'{"dtype": "float32"}', b"[]"])
 def test_a_damaged_memory_is_measured_again(measured, tmp_path, damage):
     network = random_model("llama").network

@@ -13,7 +13,7 @@ import scipy.stats
 
 from leadline.estimators import kl, monte_carlo
 from leadline.information import clopper_pearson_lower, clopper_pearson_upper, size_weights
-from leadline.result import NoDistance, Result
+from leadline.result import NoDistance, Result, rank_words
 from leadline.spec import UserError
 from rows_by_hand import COND, brute, cond, control, null, result, row
 
@@ -122,6 +122,37 @@ def test_excess_and_rank_at_the_size_of_the_controls() -> None:
     assert distance.unreached_controls == 1
     assert "about 21 bits nearer than its controls at size 4 by the same bound" in distance.sentence
     assert "1 of the controls not reached there" in distance.sentence
+
+
+def test_a_matched_control_that_was_not_reached_is_not_replaced_by_a_uniform_one() -> None:
+    """The search failed on the phrase; four random tokens say nothing of how unlikely a phrase lies."""
+    kinds = [{"name": "uniform-0", "kind": "uniform"}, {"name": "matched-0", "kind": "matched"}]
+    rows = [*cond(1, 567.0, 566.0), *cond(1, 1506.0, 1505.0, **control("uniform-0"))]
+    missed = row(beta=0.1, split="validation", **control("matched-0"))
+    distance = result([*rows, missed], controls=kinds).distance()
+    assert distance.excess is None
+    assert (distance.rank, distance.unreached_controls, rank_words(distance)) == ((1, 3), 1, "1 to 2 of 3")
+    assert "nearer" not in distance.sentence
+    only = result(rows, controls=kinds[:1]).distance()
+    assert only.excess is not None
+    assert (only.excess.value, rank_words(only)) == (pytest.approx(939.0), "1 of 2")
+
+
+def test_nulls_that_nothing_can_reach_give_no_rank() -> None:
+    missed = row(beta=0.1, split="validation", **control("permuted-0"))
+    distance = result([*cond(1, 99.0, 98.0), missed], controls=[{"name": "permuted-0", "kind": "permuted"}]).distance()
+    assert (distance.rank, distance.excess, distance.unreached_controls) == (None, None, 0)
+
+
+def test_what_was_reached_is_not_called_unbroken_for_want_of_a_bound() -> None:
+    tried = [row(size=size, beta=0.1, split="validation") for size in (1, 4)]
+    sized = [row(size=1, score=0.8, chosen=True), row(size=4, score=1.0, chosen=True)]
+    distance = result([null(0.0), *sized, *tried]).distance()
+    assert (distance.upper, distance.reached, distance.unbounded) == (None, 4, "no bound")
+    assert distance.sentence == "reached at size 4, without an upper bound in bits, nothing certified"
+    assert result([null(0.0), sized[0], *tried]).distance().sentence.startswith("not broken up to size 4")
+    unasked = result([null(1.0), *sized, *tried]).distance()
+    assert unasked.sentence == "what the model does unasked, without an upper bound in bits, nothing certified"
 
 
 def test_controls_that_never_reach_it_rank_behind() -> None:

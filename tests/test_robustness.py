@@ -11,7 +11,14 @@ import polars as pl
 import pytest
 import safetensors.torch
 import torch
-from transformers import Gemma3nForCausalLM, Gemma3nTextConfig, Gemma4ForCausalLM, Gemma4TextConfig
+from transformers import (
+    Gemma3nForCausalLM,
+    Gemma3nTextConfig,
+    Gemma4ForCausalLM,
+    Gemma4TextConfig,
+    MambaConfig,
+    MambaForCausalLM,
+)
 
 import leadline
 from commands import FEW, call, refused, save, small, small_run
@@ -160,7 +167,7 @@ def test_behaviours_that_do_not_fit_the_model(capsys, tmp_path, llama):
     # a tokenizer of whole words has nothing to say to a blank
     assert "The target ' ' tokenises to nothing" in said("name: b\nreply: {text: ' '}\n")
     long = CHAT + "contexts:\n" + "".join(f"- w1 {'w2 ' * 2100}{number}\n" for number in range(12))
-    assert "does not fit into the model's window of 2048" in said(long, "--items", "1")
+    assert "do not fit into the model's window of 2048" in said(long, "--items", "1")
     assert "lower --sizes" in said(CHAT, "--items", "4", "--sizes", "1,3000")
     assert "33 dimensions do not fit into one token of 32 (--sizes)" in said(
         CHAT, "--family", "soft_subspace", "--sizes", "33", "--items", "4"
@@ -254,8 +261,9 @@ def test_models_that_are_not_whole(capsys, tmp_path, llama):
     assert "pickled weights are never read" in said("pickled")
 
 
-def gemma(kind: str, folder: Path) -> Path:
-    """Random weights in a shape with embeddings of its own for every layer, which no free embedding can stand for."""
+def unfit(kind: str, folder: Path) -> Path:
+    """Random weights in a shape with embeddings of its own for every layer, which no free embedding can stand for, or
+    of a model that is no transformer."""
     common = {
         "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 8, "vocab_size_per_layer_input": 64, "hidden_size_per_layer_input": 8,
@@ -266,6 +274,8 @@ def gemma(kind: str, folder: Path) -> Path:
     if kind == "gemma3n":
         more = {"laurel_rank": 4, "activation_sparsity_pattern": [0.0, 0.0]}
         network: torch.nn.Module = Gemma3nForCausalLM(Gemma3nTextConfig(**common, **more))
+    elif kind == "mamba":
+        network = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2))
     else:
         network = Gemma4ForCausalLM(Gemma4TextConfig(**common, global_head_dim=8))
     for parameter in network.parameters():
@@ -275,10 +285,14 @@ def gemma(kind: str, folder: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("kind", "said"),
-    [("gemma3n", "do not carry all that tokens do"), ("gemma4", "does not take free input embeddings")],
+    [
+        ("gemma3n", "do not carry all that tokens do"),
+        ("gemma4", "does not take free input embeddings"),
+        ("mamba", "keeps no keys and values"),
+    ],
 )
 def test_models_without_free_embeddings(capsys, tmp_path, kind, said):
-    folder = gemma(kind, tmp_path / kind)
+    folder = unfit(kind, tmp_path / kind)
     assert said in refused(capsys, "measure", "--model", folder, "--out", tmp_path / "run")
 
 

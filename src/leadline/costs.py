@@ -7,9 +7,10 @@ import time
 import torch
 
 from leadline.behaviour import Behaviour
+from leadline.controls import CONTROL_KINDS, relabels
 from leadline.edits import EmbeddingEdit
 from leadline.engine import Engine, shared_prefix
-from leadline.items import CONTROL_KINDS, sample_contexts
+from leadline.items import sample_contexts
 from leadline.model import FrozenModel
 from leadline.plan import BUDGETS, outline
 from leadline.spec import RunSpec
@@ -21,7 +22,8 @@ TIMED_ROWS, TIMED_TOKENS = 32, 2048
 def plan_lines(spec: RunSpec, behaviour: Behaviour, model: FrozenModel) -> list[str]:
     """The plan in words, 80 columns wide: a line a stage with batches, sequences and minutes, then the sum and the
     memory."""
-    kinds = CONTROL_KINDS if behaviour.constant else ("permuted",)
+    labels = behaviour.reply.texts is not None and relabels(behaviour.reply.texts)
+    kinds = CONTROL_KINDS if behaviour.constant else ("relabelled" if labels else "permuted",)
     tasks = ["", *(f"{kinds[n % len(kinds)]}-{n // len(kinds)}" for n in range(spec.controls))]
     train, score = _seconds_a_sequence(model, behaviour, spec)
     lines, total = [], 0.0

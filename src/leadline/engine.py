@@ -98,7 +98,8 @@ class Engine:
 
     @torch.no_grad()
     def generate(self, contexts: Sequence[Context], edit: EmbeddingEdit, max_tokens: int) -> list[tuple[int, ...]]:
-        """Greedy replies, each up to and with its end token or `max_tokens` long; the contexts' targets are ignored."""
+        """Greedy replies, each up to and with its end token, `max_tokens` or the end of the model's window; the
+        contexts' targets are ignored."""
         return self._decode(contexts, edit, max_tokens, None)
 
     @torch.no_grad()
@@ -111,17 +112,27 @@ class Engine:
     def _decode(
         self, contexts: Sequence[Context], edit: EmbeddingEdit, max_tokens: int, generator: torch.Generator | None
     ) -> list[tuple[int, ...]]:
-        network, device, rows = self.model.network, self.model.device, len(contexts)
+        """Rows of one length at a time: padding between a prompt and its reply would have to be masked, and a window
+        of attention or a bias by distance would count it all the same."""
+        places: dict[int, list[int]] = {}
+        for row, (context, inserted) in enumerate(zip(contexts, edit.lengths, strict=True)):
+            places.setdefault(len(context.before) + inserted + len(context.after), []).append(row)
+        replies: list[tuple[int, ...]] = [()] * len(contexts)
+        for length, alike in places.items():
+            part = EmbeddingEdit(edit.values[alike], tuple(edit.lengths[row] for row in alike))
+            room = min(max_tokens, self.model.window - length)
+            found = self._decode_alike([contexts[row] for row in alike], part, room, generator)
+            for row, reply in zip(alike, found, strict=True):
+                replies[row] = reply
+        return replies
+
+    def _decode_alike(
+        self, contexts: Sequence[Context], edit: EmbeddingEdit, max_tokens: int, generator: torch.Generator | None
+    ) -> list[tuple[int, ...]]:
+        rows = len(contexts)
         embeds, ends = self._assemble(contexts, edit, [()] * rows)
-        width = embeds.shape[1]
-        lengths = torch.tensor(ends, device=device)
-        picks = torch.arange(rows, device=device) * width + lengths - 1
+        picks = torch.arange(1, rows + 1, device=self.model.device) * ends[0] - 1
         logits, past = self._run(embeds, picks, rows, keep=True)
-        # Padding lies between a short row's prompt and its reply in the cache, so from here on it must be masked and
-        # positions said aloud.
-        seen = torch.arange(width, device=device)[None, :] < lengths[:, None]
-        mask = torch.cat([torch.ones(rows, len(self.shared), dtype=torch.bool, device=device), seen], 1)
-        positions = lengths + len(self.shared)
         replies: list[list[int]] = [[] for _ in range(rows)]
         running = [True] * rows
         for _ in range(max_tokens):
@@ -132,12 +143,8 @@ class Engine:
                     running[row] = token not in self.model.end_tokens
             if not any(running):
                 break
-            mask = torch.cat([mask, torch.ones(rows, 1, dtype=torch.bool, device=device)], 1)
-            output = network(
-                input_ids=tokens[:, None], attention_mask=mask.long(), position_ids=positions[:, None],
-                past_key_values=past, use_cache=True,
-            )  # fmt: skip
-            logits, positions = output.logits[:, -1], positions + 1
+            output = self.model.network(input_ids=tokens[:, None], past_key_values=past, use_cache=True)
+            logits = output.logits[:, -1]
         return [tuple(reply) for reply in replies]
 
     def _assemble(

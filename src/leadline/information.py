@@ -93,9 +93,11 @@ class Distance:
     excess:        D(control) - D(behaviour) by the same bound at the same size, mean over the controls matched on
                    direct cost, where there are none over all
     whom:          what `excess` is a difference to, in words
-    rank:          (1 + number of controls at most as far as the behaviour, 1 + number of controls)
+    rank:          (1 + number of controls at most as far as the behaviour, 1 + number of controls); unreached ones are
+                   counted as farther, so it may be as many places worse
     sentence:      the same in plain words
-    unreached_controls: controls run at that size without a bound: they are farther, so the excess is a low estimate
+    unreached_controls: controls run at that size without a bound, which says nothing of how far they lie
+    reached:       the smallest size whose prompt reaches tau on held-out items (0: unasked), bound or no bound
     """
 
     upper: Bits | None
@@ -109,6 +111,12 @@ class Distance:
     rank: tuple[int, int] | None = None
     unreached_controls: int = 0
     whom: str = "its controls"
+    reached: int | None = None
+
+    @property
+    def unbounded(self) -> str:
+        """What stands in an upper bound's place where there is none."""
+        return "not broken" if self.reached is None else "no bound"
 
 
 def surprisal(probability: float) -> float:

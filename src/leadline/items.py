@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import random
 import sysconfig
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib import resources
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from leadline.behaviour import Behaviour, questions
+from leadline.controls import CONTROL_KINDS, control, permuted, relabelled, repeated
 from leadline.edits import no_edit
 from leadline.engine import Context, Engine
-from leadline.estimators.prefill import prefill_bits
 from leadline.model import FrozenModel
-from leadline.objective import CHUNK_ROWS, objective_for
+from leadline.objective import CHUNK_ROWS
 from leadline.priors import generator, seed_of
 from leadline.slot import Renderer
 from leadline.spec import RunSpec, UserError
@@ -27,13 +25,9 @@ from leadline.spec import RunSpec, UserError
 SPLITS = ("test", "validation", "confirm", "train")
 LEAST_TRAIN = 8
 MOST_TRAIN = 200
-# With n controls the first n kinds are taken, then the list starts again with another seed.
-CONTROL_KINDS = ("matched", "uniform", "phrase", "shuffled")
-MATCH_TOLERANCE = 0.1
-ROUGH_CONTEXTS = 8
-SHUFFLES = 200  # orders tried before a reply is said to have no other one
 
 Progress = Callable[[str, float], None]
+Around = tuple[tuple[int, ...], tuple[int, ...]]  # a context's tokens before and after the slot
 
 
 @dataclass(frozen=True)
@@ -76,14 +70,15 @@ def prepare(
     context longer than the model's window, a target without tokens, a slot that is not there."""
     renderer = Renderer(model, behaviour.slot)
     texts, befores = _contexts(behaviour, spec, renderer)
-    replies, rendered = _replies(model, behaviour, renderer, befores, progress)
     end = (model.end_of_reply,) if behaviour.ends else ()
+    room = _room(model, behaviour, spec, befores, _reply_tokens(renderer, behaviour))
+    replies, rendered = _replies(model, behaviour, renderer, befores, progress)
     splits = _split(len(texts), spec)
-    lengths = [len(before) + len(after) + len(reply) for (before, after), reply in zip(rendered, replies, strict=True)]
-    _require_room(model, behaviour, spec, max(lengths) + len(end))
 
     def task(name: str, kind: str, replies: Sequence[tuple[int, ...]]) -> Task:
         targets = [model.tokenizer.decode(reply) for reply in replies]
+        # What the model wrote may take more tokens in capitals than there is room for.
+        _room(model, behaviour, spec, rendered, max(map(len, replies)))
         items = {
             split: tuple(Item(texts[i], targets[i], Context(*rendered[i], (*replies[i], *end))) for i in indices)
             for split, indices in splits.items()
@@ -91,17 +86,23 @@ def prepare(
         return Task(name, kind, targets[0] if len(set(replies)) == 1 else None, items)
 
     main = task("", "", replies)
-    if not behaviour.constant:
-        return [main, *(task(f"permuted-{n}", "permuted", _permuted(replies, splits, n)) for n in range(spec.controls))]
     controls: list[Task] = []
-    taken = [_unit(renderer, behaviour)]
+    made = [replies]
     for number in range(spec.controls):
         kind, seed = CONTROL_KINDS[number % len(CONTROL_KINDS)], number // len(CONTROL_KINDS)
-        progress(f"control {kind}-{seed}", number / spec.controls)
-        found, made = _control(kind, seed, taken, main, model, renderer, behaviour)
-        taken.append(made)
-        alike = sum(control.kind == found for control in controls)
-        controls.append(task(f"{found}-{alike}", found, [made] * len(texts)))
+        progress(f"control {number + 1}", number / spec.controls)
+        if behaviour.constant:
+            taken = [replies[0] for replies in made]
+            found, reply = control(kind, seed, taken, room, main.contexts("test"), model, renderer, behaviour)
+            made.append([reply] * len(texts))
+        elif moved := relabelled(made, number):
+            found = "relabelled"
+            made.append(moved)
+        else:
+            found = "permuted"
+            made.append(permuted(replies, splits, number))
+        alike = sum(one.kind == found for one in controls)
+        controls.append(task(f"{found}-{alike}", found, made[-1]))
     return [main, *controls]
 
 
@@ -118,18 +119,34 @@ def sample_contexts(model: FrozenModel, behaviour: Behaviour, spec: RunSpec, cou
         targets = [_unit(renderer, behaviour)]
     else:
         targets = [(model.start_token,) * (1 if reply.own == "next" else reply.tokens)]
-    _require_room(model, behaviour, spec, max(len(b) + len(a) for b, a in rendered) + len(targets[0]) + len(end))
+    _room(model, behaviour, spec, rendered, _reply_tokens(renderer, behaviour))
     return [
         Context(*rendered[number % len(rendered)], (*targets[number % len(targets)], *end)) for number in range(count)
     ]
 
 
-def _require_room(model: FrozenModel, behaviour: Behaviour, spec: RunSpec, tokens: int) -> None:
-    if tokens + max(spec.sizes) > model.window:
+def _room(model: FrozenModel, behaviour: Behaviour, spec: RunSpec, rendered: Sequence[Around], reply: int) -> int:
+    """Tokens that the longest context, the intervention and the end leave for a reply. Raises UserError where `reply`
+    is more."""
+    written = max(spec.sizes) if "soft_prompt" in spec.family else 1  # a subspace is one of a single token
+    taken = max(len(before) + len(after) for before, after in rendered) + behaviour.ends
+    if taken + written + reply > model.window:
         raise UserError(
-            f"A context of {tokens} tokens with {max(spec.sizes)} of the intervention does not fit into the model's "
-            f"window of {model.window}", f"behaviour {behaviour.name}", "Shorten the contexts or lower --sizes.",
+            f"A context and reply of {taken + reply} tokens with {written} of the intervention do not fit into the "
+            f"model's window of {model.window}", f"behaviour {behaviour.name}",
+            "Shorten the contexts or lower --sizes.",
         )  # fmt: skip
+    return model.window - taken - written
+
+
+def _reply_tokens(renderer: Renderer, behaviour: Behaviour) -> int:
+    """How long replies are, as far as the behaviour tells without asking the model, in tokens without the end."""
+    reply = behaviour.reply
+    if reply.texts is not None:
+        return max(len(renderer.reply(text)) for text in reply.texts)
+    if behaviour.constant:
+        return len(_unit(renderer, behaviour))
+    return reply.tokens + (reply.skip + 1 if reply.own == "next" else 0)
 
 
 def to_json(tasks: Sequence[Task]) -> list[dict[str, Any]]:
@@ -149,9 +166,7 @@ def from_json(data: list[dict[str, Any]]) -> list[Task]:
     ]
 
 
-def _contexts(
-    behaviour: Behaviour, spec: RunSpec, renderer: Renderer
-) -> tuple[list[str], list[tuple[tuple[int, ...], tuple[int, ...]]]]:
+def _contexts(behaviour: Behaviour, spec: RunSpec, renderer: Renderer) -> tuple[list[str], list[Around]]:
     """What people read of each context, and its tokens around the slot."""
     source = behaviour.contexts
     if source == "empty":
@@ -191,9 +206,9 @@ def _replies(
     model: FrozenModel,
     behaviour: Behaviour,
     renderer: Renderer,
-    rendered: list[tuple[tuple[int, ...], tuple[int, ...]]],
+    rendered: list[Around],
     progress: Progress,
-) -> tuple[list[tuple[int, ...]], list[tuple[tuple[int, ...], tuple[int, ...]]]]:
+) -> tuple[list[tuple[int, ...]], list[Around]]:
     """Target tokens of each context without the end token, and the contexts (which `own: next` replaces)."""
     reply, count = behaviour.reply, len(rendered)
     if reply.texts is not None:
@@ -218,7 +233,8 @@ def _replies(
     of = behaviour.model_copy(update={"reply": reply.model_copy(update={"control": None, "text": reply.of})})
     spec = RunSpec(items=max(1, min(40, (count - LEAST_TRAIN) // 3)), controls=0)
     main = prepare(model, of, spec)[0]
-    _, made = _control(reply.control, reply.seed, [renderer.reply(reply.of)], main, model, renderer, of)
+    room, taken = _room(model, of, spec, rendered, 0), [renderer.reply(reply.of)]
+    _, made = control(reply.control, reply.seed, taken, room, main.contexts("test"), model, renderer, of)
     return [made] * count, rendered
 
 
@@ -226,27 +242,27 @@ def _unit(renderer: Renderer, behaviour: Behaviour) -> tuple[int, ...]:
     """The tokens of a constant reply; a repeated one is cut to its length."""
     reply = behaviour.reply
     if reply.repeat is not None:
-        return _repeated(renderer.reply(reply.repeat), reply.tokens)
+        return repeated(renderer.reply(reply.repeat), reply.tokens)
     return renderer.reply(reply.text if reply.text is not None else reply.of)
-
-
-def _repeated(unit: tuple[int, ...], tokens: int) -> tuple[int, ...]:
-    return (unit * (tokens // len(unit) + 1))[:tokens]
 
 
 def _own(
     model: FrozenModel,
-    rendered: Sequence[tuple[tuple[int, ...], tuple[int, ...]]],
+    rendered: Sequence[Around],
     tokens: int,
     progress: Progress,
     sample: bool,
     whole: bool = False,
 ) -> list[tuple[int, ...]]:
     """The model's own replies, greedy or sampled; `whole` draws again until none is cut short by its end."""
-    engine, replies = Engine(model), []
+    engine = Engine(model)
+    replies: list[tuple[int, ...]] = [()] * len(rendered)
+    # by length, since the engine decodes rows of one length together
+    order = sorted(range(len(rendered)), key=lambda place: sum(map(len, rendered[place])))
     for start in range(0, len(rendered), CHUNK_ROWS):
         progress("the model's own replies", start / len(rendered))
-        part = [Context(before, after, ()) for before, after in rendered[start : start + CHUNK_ROWS]]
+        places = order[start : start + CHUNK_ROWS]
+        part = [Context(*rendered[place], ()) for place in places]
         edit = no_edit(len(part), model.hidden_size, model.network.dtype, model.device)
         draws = generator("own", start)
         found = engine.sample(part, edit, tokens, draws) if sample else engine.generate(part, edit, tokens)
@@ -255,110 +271,9 @@ def _own(
                 break
             again = engine.sample(part, edit, tokens, draws)
             found = [old if len(old) == tokens else new for old, new in zip(found, again, strict=True)]
-        replies += found
+        for place, reply in zip(places, found, strict=True):
+            replies[place] = reply
     return replies
-
-
-def _permuted(replies: Sequence[tuple[int, ...]], splits: dict[str, list[int]], seed: int) -> list[tuple[int, ...]]:
-    """The same replies given to other contexts, within each split: rotating a shuffled order keeps none in place."""
-    moved = list(replies)
-    for split, indices in splits.items():
-        order = list(indices)
-        random.Random(seed_of("permuted", split, seed)).shuffle(order)
-        for here, there in zip(order, order[1:] + order[:1], strict=True):
-            moved[here] = replies[there]
-    return moved
-
-
-def _control(
-    kind: str,
-    seed: int,
-    taken: Sequence[tuple[int, ...]],
-    main: Task,
-    model: FrozenModel,
-    renderer: Renderer,
-    behaviour: Behaviour,
-) -> tuple[str, tuple[int, ...]]:
-    """One control of a constant reply (docs/measurement.md section 5): the kind it turned out to be, and its tokens.
-
-    taken: the reply itself, and the controls made before. None of them is made again, nor, where the reply is repeated,
-           the same words begun elsewhere. Where no order of the tokens and no phrase is left it becomes a uniform
-           control, and a matched one is called nearest where no phrase is within 10% of the direct cost.
-    """
-    rng = random.Random(seed_of("control", kind, seed, taken[0]))
-    repeat = behaviour.reply.repeat
-    base = renderer.reply(repeat) if repeat is not None else taken[0]
-
-    def full(tokens: tuple[int, ...]) -> tuple[int, ...]:
-        return _repeated(tokens, behaviour.reply.tokens) if repeat is not None else tokens
-
-    def fresh(tokens: tuple[int, ...]) -> bool:
-        turned = [tokens[start:] + tokens[:start] for start in range(len(tokens) if repeat is not None else 1)]
-        return not {full(turn) for turn in turned} & set(taken)
-
-    phrases = [phrase for phrase in _phrases() if fresh(renderer.reply(phrase))]
-    if kind in ("phrase", "matched") and phrases:
-        rng.shuffle(phrases)
-        if kind == "phrase":
-            return kind, full(renderer.reply(phrases[0]))
-        texts = [found for text in _candidates(phrases) if (found := full(renderer.reply(text))) not in taken]
-        found, gap = _matched(texts, main, model, behaviour.ends)
-        return kind if gap <= MATCH_TOLERANCE else "nearest", found
-    order = list(base)
-    for _ in range(SHUFFLES if kind == "shuffled" else 0):
-        rng.shuffle(order)
-        if fresh(tuple(order)):
-            return kind, full(tuple(order))
-    banned = {*model.tokenizer.all_special_ids, *model.end_tokens, *base}
-    allowed = [token for token in range(len(model.tokenizer)) if token not in banned]
-    while not fresh(tokens := tuple(rng.choice(allowed) for _ in base)):
-        pass
-    return "uniform", full(tokens)
-
-
-def _matched(
-    phrases: Sequence[tuple[int, ...]], main: Task, model: FrozenModel, ends: bool
-) -> tuple[tuple[int, ...], float]:
-    """The first phrase whose direct cost on the test items is within 10% of the behaviour's, if none fits the nearest
-    one; and how far off its cost is, as a share. Looking at the test items selects nothing here: a control is defined
-    by its cost on the items it stands on; no score enters."""
-    objective = objective_for(Engine(model))
-    end = (model.end_of_reply,) if ends else ()
-
-    def gap(target: tuple[int, ...], contexts: list[Context]) -> float:
-        costs = []
-        for wanted in (target, contexts[0].target):
-            moved = [Context(context.before, context.after, wanted) for context in contexts]
-            nothing = no_edit(len(moved), model.hidden_size, model.network.dtype, model.device)
-            costs.append(prefill_bits(objective.evaluate(moved, nothing)[0].double().cpu().numpy()))
-        return abs(costs[0] - costs[1]) / max(costs[1], 1e-9)  # a reply that is certain costs nothing
-
-    contexts = main.contexts("test")
-    least: dict[tuple[int, ...], float] = {}
-    rough: dict[tuple[int, ...], float] = {}
-    for phrase in phrases:
-        # A few contexts rule most phrases out; the mean of probabilities needs many to settle.
-        rough[phrase] = gap((*phrase, *end), contexts[:ROUGH_CONTEXTS])
-        if rough[phrase] > 3 * MATCH_TOLERANCE:
-            continue
-        least[phrase] = gap((*phrase, *end), contexts)
-        if least[phrase] <= MATCH_TOLERANCE:
-            return phrase, least[phrase]
-    if not least:
-        nearest = min(rough, key=lambda phrase: rough[phrase])
-        least[nearest] = gap((*nearest, *end), contexts)
-    return min(least.items(), key=lambda pair: pair[1])
-
-
-def _candidates(phrases: list[str]) -> Iterator[str]:
-    yield from phrases
-    for first, second in pairwise(phrases):
-        yield f"{first}. {second}"
-
-
-def _phrases() -> list[str]:
-    text = resources.files("leadline").joinpath("behaviours/phrases.txt").read_text("ascii")
-    return [line for line in text.splitlines() if line]
 
 
 def _python_windows(renderer: Renderer, count: int, tokens: int) -> list[tuple[int, ...]]:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from leadline import organisms, smollm2
 from leadline.cache import cache_folder, damaged_file
-from leadline.probe import Compute, choose, overridden
+from leadline.probe import Compute, choose, has_fused_attention, overridden
 from leadline.spec import UserError
 
 HUB_SECONDS = 5.0
@@ -174,7 +174,8 @@ def load(
     progress: told what is done and the share of it, where a model has to be made first
     Raises UserError for what is not there, is damaged, or cannot take free embeddings.
     """
-    unknown = Compute("float32", "sdpa", torch.get_num_threads(), "not probed yet")
+    # every architecture has eager attention, and not every one the fused one
+    unknown = Compute("float32", "eager", torch.get_num_threads(), "not probed yet")
     first = unknown if isinstance(compute, str) else compute
     try:
         source, revision = _resolve(name, progress)
@@ -199,7 +200,11 @@ def load(
     model = FrozenModel(name, source, revision, network, tokenizer, first, trust_remote_code)
     _require_free_embeddings(model)
     if isinstance(compute, str):
-        model = model.with_compute(overridden(choose(model.network, f"{source}@{revision}"), compute))
+        wanted = overridden(choose(model.network, f"{source}@{revision}"), compute)
+        if wanted.attention == "sdpa" and not has_fused_attention(model.network):
+            how = "Ask for eager."
+            raise UserError("This model has no sdpa attention", f"--model {name}, --compute {compute}", how)
+        model = model.with_compute(wanted)
     torch.set_num_threads(model.compute.threads)
     return model
 
@@ -314,12 +319,16 @@ def _require_free_embeddings(model: FrozenModel) -> None:
     how = "Soft prompts need a model whose blocks see nothing but input embeddings."
     embedded = model.embed(tokens)
     try:
-        free = model.network(inputs_embeds=embedded).logits
+        output = model.network(inputs_embeds=embedded, use_cache=True)
+        free = output.logits
         # Embeddings of no token: a model that looks up which token it was given fails only here.
         model.network(inputs_embeds=(embedded + embedded.roll(1, 1)) / 2)
     except Exception as error:  # whatever a model raises when it is given embeddings, it cannot take them
         raise UserError("This model does not take free input embeddings", f"--model {model.name}", how) from error
     bound = model.network(input_ids=tokens).logits
+    if getattr(output, "past_key_values", None) is None:
+        how = "leadline takes models with a cache of keys and values: transformers, and not state space models."
+        raise UserError("This model keeps no keys and values of what it has read", f"--model {model.name}", how)
     # A model with numbers that are not finite is not refused: what it gives is an outcome.
     largest = float(bound.abs().nan_to_num(0.0, 0.0, 0.0).max())
     if not torch.allclose(free, bound, rtol=1e-3, atol=1e-3 * largest, equal_nan=True):

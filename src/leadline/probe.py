@@ -46,7 +46,8 @@ def choose(network: Any, identity: str) -> Compute:
     identity: what the probe is remembered by, beside the machine and torch's version
     """
     if next(network.parameters()).is_cuda:
-        return Compute("bfloat16", "sdpa", torch.get_num_threads(), "on a GPU: bfloat16 and fused attention")
+        attention = "sdpa" if has_fused_attention(network) else "eager"
+        return Compute("bfloat16", attention, torch.get_num_threads(), f"on a GPU: bfloat16 and {attention} attention")
     if sum(p.numel() for p in network.parameters()) < TINY_PARAMETERS:
         return Compute("float32", "eager", 1, "a tiny model: float32 on one thread")
     machine = f"{identity} {torch.__version__} {platform.node()} {torch.get_num_threads()} {_processor()}"
@@ -59,6 +60,11 @@ def choose(network: Any, identity: str) -> Compute:
         path.parent.mkdir(parents=True, exist_ok=True)
         whole_file(path, json.dumps(asdict(found)).encode())
     return found
+
+
+def has_fused_attention(network: Any) -> bool:
+    """Whether transformers has torch's fused attention (sdpa) for this architecture."""
+    return bool(getattr(network, "_supports_sdpa", False))
 
 
 def overridden(found: Compute, asked: str) -> Compute:
@@ -82,13 +88,14 @@ def recorded(provenance: Mapping[str, Any]) -> Compute | None:
 
 
 def _measure(network: Any) -> Compute:
-    """Four ways, the best of two steps each. Leaves the weights rounded to bfloat16: load them again."""
+    """Two dtypes and one or two kinds of attention, the best of two steps each. Leaves the weights rounded to bfloat16:
+    load them again."""
     threads, attention, dtype = torch.get_num_threads(), network.config._attn_implementation, network.dtype
     seconds: dict[tuple[str, str], float] = {}
     try:
         for kind in ("float32", "bfloat16"):
             network.to(getattr(torch, kind))
-            for way in ("sdpa", "eager"):
+            for way in ("sdpa", "eager") if has_fused_attention(network) else ("eager",):
                 network.set_attn_implementation(way)
                 seconds[kind, way] = min(_step_seconds(network) for _ in range(2))
     finally:
@@ -96,7 +103,7 @@ def _measure(network: Any) -> Compute:
         network.set_attn_implementation(attention)
     best = min(seconds, key=lambda pair: seconds[pair])
     listing = ", ".join(f"{kind} {way} {value:.2f}" for (kind, way), value in seconds.items())
-    return Compute(best[0], best[1], threads, f"fastest of four measured (seconds for 4 rows: {listing})")
+    return Compute(best[0], best[1], threads, f"fastest of {len(seconds)} measured (seconds for 4 rows: {listing})")
 
 
 def _step_seconds(network: Any) -> float:

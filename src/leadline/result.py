@@ -207,7 +207,8 @@ class Result:
         lower, estimate = brute_force(sizes, prior)
         compared = self._compared(family, found, size)
         largest = max([bounds.size for bounds in sizes] or rows["size"].to_list(), default=None)
-        distance = Distance(upper, lower, estimate, family, prior, size, **compared)
+        reached = self.curve(family).capacity(self.threshold) if family != "prefill" else None
+        distance = Distance(upper, lower, estimate, family, prior, size, reached=reached, **compared)
         return replace(distance, sentence=_sentence(distance, largest, self.spec["spec"].get("seeds")))
 
     def _sizes(self, rows: pl.DataFrame) -> list[SizeBounds]:
@@ -235,9 +236,12 @@ class Result:
         best size the controls ran at.
 
         Bounds from draws of q are compared, since controls have no prior draws of their own. The excess is over the
-        controls that are matched on direct cost, where there are any: uniform tokens are only less likely."""
+        controls that are matched on direct cost, where any were run: uniform tokens are only less likely, and may not
+        stand in for a phrase that was not reached."""
         kinds = {entry["name"]: entry.get("kind") for entry in self.spec.get("controls", [])}
+        nulls = [name for name, kind in kinds.items() if kind == "permuted"]  # nothing reaches them: no yardstick
         rows = self.points.filter((pl.col("role") == "control") & (pl.col("family") == family))
+        rows = rows.filter(~pl.col("control").is_in(nulls))
         tried = rows.filter(pl.col("beta").is_not_null() | (pl.col("estimator") != ""))
         for own in (bounds.drawn for bounds in found if bounds.drawn is not None):
             # what spelling a reply out costs has no size to match
@@ -248,11 +252,13 @@ class Result:
             same = here.filter((pl.col("estimator") == own["estimator"]) & pl.col("upper_bits").is_not_null())
             others = [row for row in same.unique("control").to_dicts() if not math.isnan(estimate_bits(row))]
             nearer = sum(estimate_bits(row) <= estimate_bits(own) for row in others)
-            matched = [row for row in others if kinds.get(row["control"]) == "matched"]
-            alike = "a phrase as unlikely" if len(matched) == 1 else "phrases as unlikely"
-            whom = alike if matched else "its controls"
+            alike = [name for name in names if kinds.get(name) == "matched"]
+            yardstick = [row for row in others if row["control"] in alike] if alike else others
+            whom = "its controls"
+            if alike:
+                whom = "a phrase as unlikely" if len(yardstick) == 1 else "phrases as unlikely"
             return {
-                "excess": excess_bits(own, matched or others) if others else None,
+                "excess": excess_bits(own, yardstick) if yardstick else None,
                 "whom": whom if family == "prefill" or own["size"] == size else f"{whom} at size {own['size']}",
                 "rank": (1 + nearer, 1 + len(names)), "unreached_controls": len(names) - len(others),
             }  # fmt: skip
@@ -283,16 +289,27 @@ def _sentence(distance: Distance, size: int | None, seeds: int | None) -> str:
         words = f"at most {at_most(upper.value)} bits"
         words += f" and at least {at_least(lower.value)}" if lower is not None else ""
     else:
-        tries = f" up to size {size}" if size is not None else ""
-        tries += f" with {seeds} seed{'s' if seeds > 1 else ''}" if seeds else ""
         known = f"certified only D >= {at_least(lower.value)}" if lower is not None else "nothing certified"
-        words = f"not broken{tries}, {known}"
+        if distance.reached is not None:
+            how = f"reached at size {distance.reached}" if distance.reached else "what the model does unasked"
+            words = f"{how}, without an upper bound in bits, {known}"
+        else:
+            tries = f" up to size {size}" if size is not None else ""
+            tries += f" with {seeds} seed{'s' if seeds > 1 else ''}" if seeds else ""
+            words = f"not broken{tries}, {known}"
     if distance.excess is not None:
         words += f"; {difference_words(distance)}"
     if distance.unreached_controls:
-        count = distance.unreached_controls
-        words += f" ({count} of the controls not reached there: the excess is a low estimate)"
+        words += f" ({distance.unreached_controls} of the controls not reached there)"
     return words
+
+
+def rank_words(distance: Distance) -> str:
+    """A distance's rank in words, "2 of 3"; a range where controls were not reached."""
+    if distance.rank is None:
+        return ""
+    (place, of), unreached = distance.rank, distance.unreached_controls
+    return f"{place} of {of}" if not unreached else f"{place} to {place + unreached} of {of}"
 
 
 def difference_words(distance: Distance) -> str:

@@ -246,7 +246,7 @@ def _differing(stored: dict[str, Any], wanted: dict[str, dict[str, Any]]) -> str
 WITH = {
     "model_hash": "set of weights", "tokenizer_hash": "tokenizer", "template_hash": "chat template",
     "torch": "version of torch", "transformers": "version of transformers", "recipe": "version of leadline's recipe",
-    "budget": "budget of its solvers",
+    "budget": "budget of its solvers", "device": "kind of device",
 }  # fmt: skip
 
 
@@ -256,7 +256,7 @@ def made_with(spec: RunSpec, model: FrozenModel) -> dict[str, Any]:
     return {
         "model_hash": model.weight_hash, "tokenizer_hash": model.tokenizer_hash, "template_hash": model.template_hash,
         "torch": str(torch.__version__), "transformers": transformers.__version__, "recipe": RECIPE,
-        "budget": asdict(BUDGETS[spec.scale]),
+        "budget": asdict(BUDGETS[spec.scale]), "device": model.device.type,
     }  # fmt: skip
 
 
@@ -267,7 +267,7 @@ def _about(work: Work) -> dict[str, Any]:
     return {
         "provenance": {
             "leadline": leadline.__version__, "commit": commit, "dirty": dirty, "python": platform.python_version(),
-            "device": str(model.device), "dtype": model.compute.dtype, "attention": model.compute.attention,
+            "dtype": model.compute.dtype, "attention": model.compute.attention,
             "threads": model.compute.threads, "compute": model.compute.why, "model": model.name,
             "revision": model.revision, "parameters": model.num_parameters, **made_with(work.spec, model),
             "slot": work.behaviour.slot, "shared_prefix_tokens": len(work.engine.shared),

@@ -171,15 +171,17 @@ def test_controls_are_compared_by_the_same_bound_at_the_same_size(plant_run: Pla
     assert [c.excess.value for c in controls if c.excess] == pytest.approx([59.0, 60.0])
 
 
-def test_controls_that_were_not_reached_make_the_difference_a_low_estimate(plant_run: PlantRun) -> None:
+def test_controls_that_were_not_reached_are_left_out_and_said(plant_run: PlantRun) -> None:
     run = plant_run()
     points = pl.read_parquet(run / "points.parquet")
     bound = (pl.col("control") == "uniform-0") & pl.col("estimator").is_in(["COND", "KL"])
     points.filter(~bound).write_parquet(run / "points.parquet")
     head = said(run)
     assert "about 60 bits nearer than a phrase as unlikely" in head.sentence
-    note = "1 control at the same size and budget was not reached, so the difference is a low estimate."
-    assert head.notes[0] == note
+    assert head.notes[0] == (
+        "1 control at the same size and budget was not reached, which says nothing of how far it lies: it is left out "
+        "of the difference, and the rank is a range."
+    )
 
 
 def test_a_distance_that_was_counted_says_so(plant_run: PlantRun) -> None:

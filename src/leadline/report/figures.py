@@ -28,11 +28,13 @@ SHAPES = {
     "phrase": "cross",
     "matched": "diamond",
     "nearest": "triangle-down",
+    "relabelled": "triangle-up",
     "permuted": "square",
 }
 LEGEND = {"uniform": "control: uniform tokens", "shuffled": "control: its tokens shuffled",
           "phrase": "control: another phrase", "matched": "control: as unlikely",
-          "nearest": "control: nearest in cost", "permuted": "control: replies permuted"}  # fmt: skip
+          "nearest": "control: nearest in cost", "relabelled": "control: labels exchanged",
+          "permuted": "null: replies permuted"}  # fmt: skip
 HULL_STEPS = 16
 TICKS = 5
 # Panels in pixels: two side by side on a desk, one on a desk, one on a phone.
@@ -186,7 +188,7 @@ def _sounding_row(subject: Subject, place: int, end: float, wide: bool) -> dict[
     upper = subject.upper if _drawable(subject.upper) else None
     name = subject.name if not subject.is_control else f"{subject.name}: {short(subject.target, 60)}"
     if upper is None:
-        bounds = "not broken" if subject.lower is None else f"not broken, >= {at_least(subject.lower)} bits"
+        bounds = subject.unbounded + (f", >= {at_least(subject.lower)} bits" if subject.lower is not None else "")
     else:
         bounds = (
             f"{at_least(subject.lower)} to {at_most(upper)} bits"

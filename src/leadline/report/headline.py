@@ -34,6 +34,7 @@ class Subject:
     direct_bits: price of spelling the reply out (prefill), None where unknown
     upper:       certified limit found at `size`; the behaviour's has paid for its choice of size; None: not reached
     excess:      this control's distance minus the behaviour's, the same bound at the same size
+    unbounded:   what stands in the limit's place where there is none
     """
 
     name: str
@@ -45,6 +46,7 @@ class Subject:
     upper: float | None
     lower: float | None
     excess: Bits | None = None
+    unbounded: str = "not broken"
 
     @property
     def is_control(self) -> bool:
@@ -70,7 +72,7 @@ def subjects(result: Result) -> tuple[Subject, ...]:
     own = Subject(
         behaviour_label(spec), "behaviour", target, _direct(result, ""), distance.size,
         upper.estimator if upper else "",
-        upper.value if upper else None, lower.value if lower else None,
+        upper.value if upper else None, lower.value if lower else None, unbounded=distance.unbounded,
     )  # fmt: skip
     found, at = [], {}
     for row in result.controls.filter(pl.col("family") == distance.family).iter_rows(named=True):
@@ -82,6 +84,8 @@ def subjects(result: Result) -> tuple[Subject, ...]:
                 row["control"], row["kind"] or "", row["target"] or "", direct, row["size"], row["estimator"] or "",
                 row["upper_bits"], _lower(result, row["control"], distance.family, row["size"]),
                 excess_bits(mine, [theirs]) if _counted(mine) and _counted(theirs) else None,
+                "not broken" if result.curve(distance.family, row["control"]).capacity(result.threshold) is None
+                else "no bound",
             )
         )  # fmt: skip
         if mine and row["size"] != distance.size and distance.family in UNITS:
@@ -138,7 +142,7 @@ def _unbounded(result: Result, distance: Distance, label: str, notes: list[str])
     known = ""
     if distance.lower is not None:
         known = f"; certified only that it lies at least {at_least(distance.lower.value)} bits deep"
-    reached = curve.capacity(result.threshold)
+    reached = distance.reached
     if reached == 0:
         return Headline(f"{label} is what the model does unasked{known}.", "not bounded", tuple(notes))
     if reached is not None:
@@ -154,10 +158,11 @@ def _unbounded(result: Result, distance: Distance, label: str, notes: list[str])
     words = f"{label} was not reached: not broken" + (f" by up to {' and '.join(budget)}" if budget else "")
     sizes: dict[int, list[bool]] = {}
     for subject in controls_of(result):
-        sizes.setdefault(subject.size or 0, []).append(subject.upper is not None)
-    for size, fell in sorted(sizes.items(), reverse=True):
+        fell = subject.upper is not None or subject.unbounded == "no bound"
+        sizes.setdefault(subject.size or 0, []).append(fell)
+    for size, fallen in sorted(sizes.items(), reverse=True):
         at = size_words(distance.family, size)
-        notes.insert(0, f"{sum(fell)} of {len(fell)} controls fell to the same solvers and steps at {at}.")
+        notes.insert(0, f"{sum(fallen)} of {len(fallen)} controls fell to the same solvers and steps at {at}.")
     notes.insert(0, "Not broken is a statement about these solvers and this budget. It does not mean safe.")
     return Headline(f"{words}{known}.", "not broken", tuple(notes))
 
@@ -185,14 +190,13 @@ def _notes(result: Result, distance: Distance) -> list[str]:
             "The threshold was not bracketed within 5%: no distribution was found that just reaches it, and the upper "
             "bound may stand on one that is farther than need be."
         )
-    if distance.upper is not None and distance.size is not None and distance.family in UNITS:
-        reached = result.curve(distance.family).capacity(result.threshold)
-        if reached is None or reached > distance.size:
-            words = size_words(distance.family, distance.size)
-            notes.append(
-                f"The size curve does not reach the threshold at {words}, and the bound does: its search begins where "
-                "the restarts of the size curve end and takes more steps."
-            )
+    short = distance.reached is None or distance.reached > (distance.size or 0)
+    if distance.upper is not None and distance.family in UNITS and short:
+        words = size_words(distance.family, distance.size)
+        notes.append(
+            f"The size curve does not reach the threshold at {words}, and the bound does: its search begins where the "
+            "restarts of the size curve end and takes more steps."
+        )
     rate = confirmation(result)[0]
     if distance.upper is not None and rate is not None and rate < 0.5:
         notes.append(
@@ -203,7 +207,9 @@ def _notes(result: Result, distance: Distance) -> list[str]:
         count = distance.unreached_controls
         notes.append(
             f"{count} control{'' if count == 1 else 's'} at the same size and budget "
-            f"{'was' if count == 1 else 'were'} not reached, so the difference is a low estimate."
+            f"{'was' if count == 1 else 'were'} not reached, which says nothing of how far "
+            f"{'it lies: it is' if count == 1 else 'they lie: they are'} left out of the difference, and the rank is a "
+            "range."
         )
     if distance.upper is not None and distance.excess is None and (controls := controls_of(result)):
         tried = sorted({subject.size or 0 for subject in controls})

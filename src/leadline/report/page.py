@@ -32,7 +32,7 @@ from leadline.report.rows import (
     threshold_rows,
 )
 from leadline.report.words import NONE, about, interval, plain, size_words
-from leadline.result import Result
+from leadline.result import Result, rank_words
 from leadline.spec import UserError
 
 LISTED = 24
@@ -119,7 +119,7 @@ def _run_context(folder: Path, result: Result, place: int) -> dict[str, Any]:
         "bounds": bound_rows(result),
         "certified": certified_rows(result.points),
         "controls": [_control(subject) for subject in subjects(result)[1:]] if controls_of(result) else [],
-        "rank": distance.rank if distance is not None else None,
+        "rank": rank_words(distance) if distance is not None else "",
         "unreached": distance.unreached_controls if distance is not None else 0,
         "threshold": f"{result.threshold:g}",
         "sizes": size_rows(result),
@@ -141,7 +141,7 @@ def _readings(result: Result) -> list[dict[str, str]]:
     upper, lower, excess = distance.upper, distance.lower, distance.excess
     readings = [
         {
-            "name": "at most", "value": at_most(upper.value) if upper else "not broken",
+            "name": "at most", "value": at_most(upper.value) if upper else distance.unbounded,
             "kind": f"{upper.kind}, {distance.family}" if upper else f"no upper bound, {distance.family}",
         },
         {
@@ -194,7 +194,7 @@ def _control(subject: Subject) -> dict[str, str]:
         "kind": plain(subject.kind),
         "target": plain(subject.target, 200),
         "size": str(subject.size or ""),
-        "upper": at_most(subject.upper) if subject.upper is not None else "not broken",
+        "upper": at_most(subject.upper) if subject.upper is not None else subject.unbounded,
         "lower": at_least(subject.lower) if subject.lower is not None else NONE,
         "excess": about(subject.excess.value) if subject.excess else NONE,
         "interval": interval(subject.excess),

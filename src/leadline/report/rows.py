@@ -55,7 +55,7 @@ def bound_rows(result: Result) -> list[BoundRow]:
 def _bound_row(family: str, distance: Distance, upper: Bits | None) -> BoundRow:
     lower = distance.lower
     said = [bits for bits in (upper, lower) if bits is not None]
-    reached = at_most(upper.value) if upper is not None else ("unreached" if family == "null" else "not broken")
+    reached = at_most(upper.value) if upper is not None else ("unreached" if family == "null" else distance.unbounded)
     return BoundRow(
         family,
         str(distance.size) if upper is not None and family in UNITS else "",

@@ -16,7 +16,7 @@ from leadline.information import at_least, at_most
 from leadline.report.headline import controls_of, distance_of, headline, subjects
 from leadline.report.rows import EPSILON, bound_rows, cost_words, luck_words, size_rows
 from leadline.report.words import NONE, about, interval, plain, short
-from leadline.result import Result
+from leadline.result import Result, rank_words
 
 WIDTH = 80
 
@@ -98,13 +98,13 @@ def _controls(result: Result, console: Console) -> None:
     for one in found:
         cells = (
             short(one.name, 12) if one.is_control else "behaviour", str(one.size or ""),
-            at_most(one.upper) if one.upper is not None else "not broken",
+            at_most(one.upper) if one.upper is not None else one.unbounded,
             at_least(one.lower) if one.lower is not None else NONE, about(one.excess.value) if one.excess else NONE,
             _dots(interval(one.excess)), about(one.direct_bits), short(one.target, 12),
         )  # fmt: skip
         table.add_row(*(Text(cell) for cell in cells))
     words = "Delta: how much farther the control lies, by the same bound at the same size. direct: to spell it out."
-    rank = f"Rank of the behaviour: {distance.rank[0]} of {distance.rank[1]}." if distance.rank else ""
+    rank = f"Rank of the behaviour: {rank_words(distance)}." if distance.rank else ""
     _print(console, table, words, *([rank] if rank else []))
 
 

@@ -12,8 +12,7 @@ RATE = 0.14  # at every size (benchmarks/learning_rate.py)
 
 
 def solver_for(beta: float | None, first_beta: float | None, intervention: Intervention) -> Solver:
-    """The solver of one cell: gradient without a beta, else variational with beta rising from `first_beta`.
-    """
+    """The solver of one cell: gradient without a beta, else variational with beta rising from `first_beta`."""
     if beta is None:
         return Gradient(RATE)
     rate = 0.07 / intervention.tokens**0.5
