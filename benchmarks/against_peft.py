@@ -47,7 +47,7 @@ def run_leadline(model: FrozenModel, data: dict[str, list[Context]], args: argpa
     """Trains one soft prompt through leadline's own loop; evaluation is not on the clock."""
     intervention = make("soft_prompt", args.tokens, embedding_prior(model))
     objective = Objective(Engine(model, shared_prefix(data["train"] + data["validation"])))
-    row = Row("benchmark", intervention, solver_for(None, None, intervention), 0, args.rows)
+    row = Row("benchmark", intervention, solver_for(None, None), 0, args.rows)
     steps: list[float] = []
     curve: Curve = []
 

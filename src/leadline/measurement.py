@@ -162,7 +162,7 @@ def train_cells(work: Work, title: str, cells: Sequence[Cell], steps: int) -> No
         if sum(work.done(work.cell_key(cell)) for cell in part) == len(part):
             continue
         work.reporter.stage(f"{title}, batch {number} of {len(parts)} ({len(part)} rows)")
-        solvers = [solver_for(cell.beta, cell.first_beta, work.intervention(cell)) for cell in part]
+        solvers = [solver_for(cell.beta, cell.first_beta) for cell in part]
         lines = [
             Row(cell.label, work.intervention(cell), solver, cell.seed, budget.contexts)
             for cell, solver in zip(part, solvers, strict=True)
@@ -265,7 +265,7 @@ def _drawn(work: Work, key: str, cell: Cell, split: str, draws: int) -> tuple[Te
     """(draws, items) margins and (draws, *shape) latents of fresh draws of a trained q."""
     intervention = work.intervention(cell)
     noise = normal((draws, *intervention.shape), "draws", cell.label, split).to(work.model.device)
-    latents = solver_for(cell.beta, cell.first_beta, intervention).draw(work.trained(cell.label), noise)
+    latents = solver_for(cell.beta, cell.first_beta).draw(work.trained(cell.label), noise)
     return _scored(work, key, f"{split} draws of {cell.label}", latents, cell, split), latents
 
 

@@ -3,17 +3,16 @@ never a model. `solver_for` holds the written rule for step sizes."""
 
 from __future__ import annotations
 
-from leadline.interventions.base import Intervention
 from leadline.solvers.base import Solver
 from leadline.solvers.gradient import Gradient
 from leadline.solvers.variational import Variational
 
-RATE = 0.14  # at every size (benchmarks/learning_rate.py)
+# Adam's step sizes in whitened coordinates, the same at every size (benchmarks/learning_rate.py, docs/decisions.md).
+POINT_RATE, MEAN_RATE, WIDTH_RATE = 0.14, 0.28, 0.1
 
 
-def solver_for(beta: float | None, first_beta: float | None, intervention: Intervention) -> Solver:
+def solver_for(beta: float | None, first_beta: float | None) -> Solver:
     """The solver of one cell: gradient without a beta, else variational with beta rising from `first_beta`."""
     if beta is None:
-        return Gradient(RATE)
-    rate = 0.07 / intervention.tokens**0.5
-    return Variational(first_beta=first_beta or beta, beta=beta, rate=rate, scale_rate=0.1)
+        return Gradient(POINT_RATE)
+    return Variational(first_beta=first_beta or beta, beta=beta, rate=MEAN_RATE, scale_rate=WIDTH_RATE)
