@@ -49,7 +49,9 @@ def test_losses_and_gradients_equal_the_slow_twin(architecture, shared):
     weights = torch.tensor([1.0, 2.0, 3.0, 4.0])
     (found * weights).sum().backward()
     (wanted * weights).sum().backward()
-    torch.testing.assert_close(fast.values.grad, slow.values.grad, rtol=1e-4, atol=1e-6)
+    # of the largest: what sums to nearly nothing keeps the rounding of its parts
+    largest = float(slow.values.grad.abs().max())
+    torch.testing.assert_close(fast.values.grad, slow.values.grad, rtol=0, atol=1e-5 * largest)
     # positions beyond a row's own length take no part
     assert fast.values.grad[0, 1:].abs().sum() == 0
     assert fast.values.grad[2].abs().sum() == 0

@@ -103,8 +103,8 @@ def test_a_bound_is_drawn_freshly_on_test_items(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("mutate", "said"),
     [
-        (on_validation_items, "on test items"),
-        (on_the_draws_of_the_choice, "that nothing has seen before"),
+        (on_validation_items, "come from one scoring"),
+        (on_the_draws_of_the_choice, "come from one scoring"),
         (at_the_mean, "log ratios"),  # COND itself sees that these are no draws of q
     ],
 )
