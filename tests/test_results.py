@@ -54,3 +54,5 @@ def test_plain_text_is_flat_within_its_interval(size):
     result = loaded("plain-text")
     row = result.points.filter(pl.col("beta").is_null(), size=size, split="test", chosen=True).row(0, named=True)
     assert row["gain_low"] <= 0.0, "nothing beats the model on its own samples"
+    assert row["score"] is None, "nothing is hit or missed"
+    assert set(result.curves["soft_prompt"].envelope()["best_size"]) == {0}, "the envelope is flat"
