@@ -92,7 +92,7 @@ def test_k8_one_soft_token_removes_85_percent_of_a_one_token_reply_and_four_leav
 def test_k7_fifty_trained_nulls_are_reported_in_at_most_five_percent(tiny, tmp_path, monkeypatch):
     """Labels that have nothing to do with the contexts: 8 balanced one-letter replies to 56 syllables, permuted 50
     times. A prompt can learn its eight training items by heart; on others it must look like chance."""
-    monkeypatch.setitem(plan.BUDGETS, "ci", plan.Budget(200, 4, 2, 1, 8, 1, 8, 512))
+    monkeypatch.setitem(plan.BUDGETS, "ci", plan.Budget(400, 4, 2, 1, 8, 1, 8, 512))
     # Exchanged labels would be fifty names of one and the same split of the contexts.
     monkeypatch.setattr("leadline.items.relabelled", lambda made, seed: None)
     count, items = 50, 16

@@ -55,7 +55,7 @@ def test_one_soft_token_removes_85_percent_of_a_one_token_reply(model):
     def loss(step, latents):
         return objective.bits(minibatch(pool, row, step), edit([intervention], latents)).mean()[None]
 
-    state = train([row], loss, 40, begin([row], [None], model.device))
+    state = train([row], loss, 100, begin([row], [None], model.device))
     mean = state.parameters[0]["mean"]
     after, margins = score_latents(objective, held_out, intervention, mean.expand(12, *intervention.shape))
     assert float(after.mean()) <= 0.15 * float(before.mean())
