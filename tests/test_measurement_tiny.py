@@ -116,7 +116,7 @@ def test_k7_fifty_trained_nulls_are_reported_in_at_most_five_percent(tiny, tmp_p
     assert reported <= scipy.stats.binom.ppf(0.999, count, 0.05)
 
 
-def test_plain_text_is_flat_within_its_interval(tiny, tmp_path):
+def test_no_prompt_gains_anything_on_plain_text(tiny, tmp_path):
     """No prompt can beat the model on its own samples in expectation."""
     result = leadline.measure(tiny, "plain-text", tmp_path / "run", sizes=(1, 4), controls=0, scale="ci")
     rows = result.points.filter(pl.col("beta").is_null(), split="test", estimator="").to_dicts()

@@ -50,7 +50,7 @@ def test_one_token_is_enough_for_one_word_and_for_six_at_a_higher_loss():
 
 
 @pytest.mark.parametrize("size", [1, 4])
-def test_plain_text_is_flat_within_its_interval(size):
+def test_no_prompt_gains_anything_on_plain_text(size):
     result = loaded("plain-text")
     row = result.points.filter(pl.col("beta").is_null(), size=size, split="test", chosen=True).row(0, named=True)
     assert row["gain_low"] <= 0.0, "nothing beats the model on its own samples"

@@ -92,7 +92,7 @@ def prepare(
         kind, seed = CONTROL_KINDS[number % len(CONTROL_KINDS)], number // len(CONTROL_KINDS)
         progress(f"control {number + 1}", number / spec.controls)
         if behaviour.constant:
-            taken = [replies[0] for replies in made]
+            taken = [whole[0] for whole in made]
             found, reply = control(kind, seed, taken, room, main.contexts("test"), model, renderer, behaviour)
             made.append([reply] * len(texts))
         elif moved := relabelled(made, number):

@@ -254,7 +254,8 @@ def test_what_the_model_does_unasked_is_said(plant_run: PlantRun) -> None:
 def test_nulls_are_not_called_controls_to_compare_with(plant_run: PlantRun) -> None:
     head = said(plant_run(controls=("permuted-0", "permuted-1")))
     assert "nearer" not in head.sentence
-    assert any(note.startswith("Its controls are nulls") for note in head.notes)
+    assert any(note.startswith("2 of 2 nulls reached the threshold") for note in head.notes)
+    assert "No controls were run: without them the number is not a finding." in head.notes
     assert not any(note.startswith("No difference") for note in head.notes)
 
 

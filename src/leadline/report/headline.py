@@ -211,17 +211,21 @@ def _notes(result: Result, distance: Distance) -> list[str]:
             f"{'it lies: it is' if count == 1 else 'they lie: they are'} left out of the difference, and the rank is a "
             "range."
         )
-    controls = controls_of(result)
-    if controls and {subject.kind for subject in controls} == {"permuted"}:
+    every = controls_of(result)
+    nulls = [subject for subject in every if subject.kind == "permuted"]
+    controls = [subject for subject in every if subject.kind != "permuted"]
+    if nulls:
+        fell = sum(subject.upper is not None or subject.unbounded != "not broken" for subject in nulls)
         notes.append(
-            "Its controls are nulls, the same replies given to other contexts, which nothing that learns should reach "
-            "on other items: they say whether the search finds what is not there, and give no difference and no rank."
+            f"{fell} of {len(nulls)} nulls reached the threshold: the same replies given to other contexts, which "
+            "nothing that learns should reach on other items. They give no difference and no rank."
         )
-    elif distance.upper is not None and distance.excess is None and controls:
+    if distance.upper is not None and distance.excess is None and controls:
         tried = sorted({subject.size or 0 for subject in controls})
         at = " and ".join(size_words(distance.family, size) for size in tried)
         notes.append(f"No difference to the controls: at {at}, where they ran, it takes a bound of both.")
-    count = result.points.filter(pl.col("role") == "control")["control"].n_unique()
+    names = set(result.points.filter(pl.col("role") == "control")["control"].to_list())
+    count = len(names - {subject.name for subject in nulls})
     if count == 0:
         notes.append("No controls were run: without them the number is not a finding.")
     elif count < ENOUGH_CONTROLS:
