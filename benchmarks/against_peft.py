@@ -34,7 +34,7 @@ from leadline.items import prepare
 from leadline.measurement import minibatch
 from leadline.model import FrozenModel, load
 from leadline.objective import Objective
-from leadline.priors import embedding_prior
+from leadline.priors import Priors
 from leadline.probe import Compute
 from leadline.solvers import solver_for
 from leadline.solvers.base import Row, State, begin, train
@@ -45,7 +45,7 @@ Curve = list[tuple[float, float]]  # (seconds of training so far, held-out loss 
 
 def run_leadline(model: FrozenModel, data: dict[str, list[Context]], args: argparse.Namespace) -> dict[str, Any]:
     """Trains one soft prompt through leadline's own loop; evaluation is not on the clock."""
-    intervention = make("soft_prompt", args.tokens, embedding_prior(model))
+    intervention = make("soft_prompt", args.tokens, Priors(model))
     objective = Objective(Engine(model, shared_prefix(data["train"] + data["validation"])))
     row = Row("benchmark", intervention, solver_for(None, None), 0, args.rows)
     steps: list[float] = []

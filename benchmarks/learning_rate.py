@@ -29,7 +29,7 @@ from leadline.measurement import minibatch
 from leadline.model import FrozenModel, load
 from leadline.objective import Objective
 from leadline.plan import FIRST_BETA, WIDEN
-from leadline.priors import embedding_prior, normal
+from leadline.priors import Priors, normal
 from leadline.scoring import hits
 from leadline.solvers import solver_for
 from leadline.solvers.base import START, Parameters, Row, Solver, begin, train
@@ -108,12 +108,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     model = load(args.model)
-    prior = embedding_prior(model)
+    priors = Priors(model)
     results = []
     for name in args.behaviours.split(","):
         task = prepare(model, behaviours.load(name), RunSpec(controls=0))[0]
         for size in map(int, args.sizes.split(",")):
-            for line in one_size(model, task, make("soft_prompt", size, prior), args):
+            for line in one_size(model, task, make("soft_prompt", size, priors), args):
                 results.append({"behaviour": name, "size": size, **line})
                 loss, kl = (statistics.median(line[key]) for key in ("loss_bits", "kl_bits"))
                 setting = f"start {line['start']:g}" if "start" in line else f"beta {line['beta']:g}"

@@ -104,7 +104,9 @@ def cosine_at(distance_bits: float, dimensions: int) -> float:
     return (low + high) / 2
 
 
-def wired_model(dimensions: int, distance_bits: float, context_tokens: int, axis: int = 0) -> FrozenModel:
+def wired_model(
+    dimensions: int, distance_bits: float, context_tokens: int, axis: int = 0, blocks: int = 1
+) -> FrozenModel:
     """K11: one layer, queries, keys and MLP zero, so attention averages; values read coordinate 0 of the normalised
     inputs and the output writes coordinate 1. The vocabulary is plus and minus the unit vectors, so the prior over one
     soft token is isotropic. After a context that ends with "m1" the reply is "m1", and it flips to "p1" if and only if
@@ -115,9 +117,10 @@ def wired_model(dimensions: int, distance_bits: float, context_tokens: int, axis
 
     context_tokens: how many tokens each context has; with one soft token, the average runs over one more
     axis:           read this coordinate instead of z_0; no context may hold a token of it
+    blocks:         how many; those after the first do nothing
     """
     config = LlamaConfig(
-        vocab_size=2 * dimensions, hidden_size=dimensions, intermediate_size=4, num_hidden_layers=1,
+        vocab_size=2 * dimensions, hidden_size=dimensions, intermediate_size=4, num_hidden_layers=blocks,
         num_attention_heads=1, head_dim=dimensions, rms_norm_eps=1e-12, tie_word_embeddings=False,
         bos_token_id=None, eos_token_id=0, pad_token_id=0, attn_implementation="eager",
     )  # fmt: skip

@@ -11,7 +11,7 @@ from leadline.engine import Context, Engine
 from leadline.evaluation import first_item_hits, in_s, score_draws, score_latents
 from leadline.interventions import make
 from leadline.objective import Objective
-from leadline.priors import embedding_prior, normal
+from leadline.priors import Priors, normal
 from leadline.scoring import hits, level, needed
 from models import random_model
 
@@ -37,7 +37,7 @@ def test_nan_margins_are_misses():
 def scene():
     """Greedy replies of a random model as targets: some draws keep some of them."""
     model = random_model("llama")
-    intervention = make("soft_prompt", 1, embedding_prior(model))
+    intervention = make("soft_prompt", 1, Priors(model))
     engine = Engine(model)
     contexts = [Context((5, i), (i + 1, 9), ()) for i in range(10, 22)]
     base = normal((1, *intervention.shape), "base")

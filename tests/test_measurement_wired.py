@@ -14,7 +14,7 @@ from leadline.engine import Context, Engine
 from leadline.evaluation import in_s, score_draws
 from leadline.interventions import make
 from leadline.objective import Objective
-from leadline.priors import embedding_prior
+from leadline.priors import Priors
 from leadline.slot import Renderer
 from models import cap_distance, cosine_at, wired_model
 
@@ -73,7 +73,7 @@ def test_k13_grid_quadrature_in_a_subspace_equals_mc_and_bounds_cond(tmp_path, d
     model = wired_model(8, 2.5, context_tokens=4, axis=2)
     behaviour = flip(8, 80)
     if share is None:
-        basis = make("soft_subspace", 2, embedding_prior(model)).embeddings(torch.eye(2))[:, 0]
+        basis = make("soft_subspace", 2, Priors(model)).edit(torch.eye(2)).values[:, 0]
         reach = float((basis / basis.norm(dim=1, keepdim=True))[:, 2].norm())
         share = math.acos(cosine_at(2.5, 8) / reach) / math.pi
     result = leadline.measure(
@@ -94,7 +94,7 @@ def quadrature(model, behaviour, dimensions: int) -> float:
         (torch.arange(4000 if dimensions == 1 else 300) + 0.5) / (4000 if dimensions == 1 else 300)
     )
     grid = torch.cartesian_prod(*[torch.tensor(points, dtype=torch.float32)] * dimensions).view(-1, dimensions)
-    subspace = make("soft_subspace", dimensions, embedding_prior(model))
+    subspace = make("soft_subspace", dimensions, Priors(model))
     before, after = Renderer(model, behaviour.slot).raw(behaviour.contexts[0])
     target = Renderer(model, behaviour.slot).reply("p1")
     margins = score_draws(Objective(Engine(model)), [Context(before, after, target)], subspace, grid, 1.0)

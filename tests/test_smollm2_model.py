@@ -17,7 +17,7 @@ from leadline.items import prepare
 from leadline.measurement import minibatch
 from leadline.model import load
 from leadline.objective import objective_for
-from leadline.priors import embedding_prior
+from leadline.priors import Priors
 from leadline.scoring import hits
 from leadline.solvers import solver_for
 from leadline.solvers.base import Row, begin, train
@@ -49,7 +49,7 @@ def test_one_soft_token_removes_85_percent_of_a_one_token_reply(model):
     assert "user" in model.tokenizer.decode(prefix), "the slot lies inside the user's turn, before the text"
     objective = objective_for(Engine(model, prefix))
     before, _ = score_null(objective, held_out)
-    intervention = make("soft_prompt", 1, embedding_prior(model))
+    intervention = make("soft_prompt", 1, Priors(model))
     row = Row("word", intervention, solver_for(None, None), 0, 8)
 
     def loss(step, latents):

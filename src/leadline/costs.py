@@ -33,7 +33,8 @@ def plan_lines(spec: RunSpec, behaviour: Behaviour, model: FrozenModel) -> list[
         lines.append(f"  {line.what:<41}{line.batches:>8}{line.passes:>9}{line.scored:>9}{seconds / 60:>9.1f}")
     return [
         f"Plan: {spec.behaviour} on {spec.model}",
-        f"  {', '.join(spec.family)}, sizes {', '.join(map(str, spec.sizes))}, restarts {spec.seeds}",
+        *(f"  {family}, sizes {', '.join(map(str, spec.sizes_of(family)))}" for family in spec.family),
+        f"  restarts {spec.seeds}",
         f"  controls: {', '.join(tasks[1:]) or 'none'}",
         f"  {'at most, sequences of contexts':<41}{'batches':>8}{'trained':>9}{'scored':>9}{'minutes':>9}",
         *lines,

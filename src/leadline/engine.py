@@ -2,20 +2,23 @@
 
 Rows are padded on the right. Under a causal mask no real token can see what stands to its right, so padding needs no
 mask and positions count up by themselves; that holds for every architecture with causal attention, learned or rotary
-positions alike. The engine knows nothing of behaviours, objectives, priors or solvers.
+positions alike. Every kind of edit is carried out here and nowhere else. The engine knows nothing of behaviours,
+objectives, priors or solvers.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
-from leadline.edits import EmbeddingEdit
+from leadline.edits import Edit, EmbeddingEdit, KeyValueEdit, ResidualEdit, WeightEdit
 from leadline.model import FrozenModel
 from leadline.spec import UserError
 
@@ -75,13 +78,13 @@ class Engine:
             with torch.no_grad():
                 self._cache = model.network(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
 
-    def target_logits(self, contexts: Sequence[Context], edit: EmbeddingEdit) -> TargetLogits:
-        """Logits at the target positions of every row, differentiable in `edit.values`.
+    def target_logits(self, contexts: Sequence[Context], edit: Edit) -> TargetLogits:
+        """Logits at the target positions of every row, differentiable in the edit's tensors.
 
         contexts: one a row; edit: as many rows. Raises ValueError where a context does not start with `shared`.
         """
         # The last target token is never an input: nothing after it is scored.
-        embeds, starts = self._assemble(contexts, edit, [context.target[:-1] for context in contexts])
+        embeds, starts, slots = self._assemble(contexts, edit, [context.target[:-1] for context in contexts])
         width = embeds.shape[1]
         picks: list[int] = []
         rows: list[int] = []
@@ -91,26 +94,27 @@ class Engine:
             rows += [row] * len(context.target)
             targets += context.target
         device = self.model.device
-        logits = self._run(embeds, torch.tensor(picks, device=device), len(contexts), keep=False)[0]
+        with self._applied(edit, slots):
+            logits = self._run(embeds, torch.tensor(picks, device=device), edit, keep=False)[0]
         return TargetLogits(
             logits, torch.tensor(targets, device=device), torch.tensor(rows, device=device), len(contexts)
         )
 
     @torch.no_grad()
-    def generate(self, contexts: Sequence[Context], edit: EmbeddingEdit, max_tokens: int) -> list[tuple[int, ...]]:
+    def generate(self, contexts: Sequence[Context], edit: Edit, max_tokens: int) -> list[tuple[int, ...]]:
         """Greedy replies, each up to and with its end token, `max_tokens` or the end of the model's window; the
         contexts' targets are ignored."""
         return self._decode(contexts, edit, max_tokens, None)
 
     @torch.no_grad()
     def sample(
-        self, contexts: Sequence[Context], edit: EmbeddingEdit, max_tokens: int, generator: torch.Generator
+        self, contexts: Sequence[Context], edit: Edit, max_tokens: int, generator: torch.Generator
     ) -> list[tuple[int, ...]]:
         """Replies drawn from the model at temperature 1; otherwise as `generate`."""
         return self._decode(contexts, edit, max_tokens, generator)
 
     def _decode(
-        self, contexts: Sequence[Context], edit: EmbeddingEdit, max_tokens: int, generator: torch.Generator | None
+        self, contexts: Sequence[Context], edit: Edit, max_tokens: int, generator: torch.Generator | None
     ) -> list[tuple[int, ...]]:
         """Rows of one length at a time: padding between a prompt and its reply would have to be masked, and a window
         of attention or a bias by distance would count it all the same."""
@@ -119,63 +123,107 @@ class Engine:
             places.setdefault(len(context.before) + inserted + len(context.after), []).append(row)
         replies: list[tuple[int, ...]] = [()] * len(contexts)
         for length, alike in places.items():
-            part = EmbeddingEdit(edit.values[alike], tuple(edit.lengths[row] for row in alike))
-            room = min(max_tokens, self.model.window - length)
-            found = self._decode_alike([contexts[row] for row in alike], part, room, generator)
+            room = min(max_tokens, self.model.window - length - edit.taken)
+            found = self._decode_alike([contexts[row] for row in alike], edit.select(alike), room, generator)
             for row, reply in zip(alike, found, strict=True):
                 replies[row] = reply
         return replies
 
     def _decode_alike(
-        self, contexts: Sequence[Context], edit: EmbeddingEdit, max_tokens: int, generator: torch.Generator | None
+        self, contexts: Sequence[Context], edit: Edit, max_tokens: int, generator: torch.Generator | None
     ) -> list[tuple[int, ...]]:
         rows = len(contexts)
-        embeds, ends = self._assemble(contexts, edit, [()] * rows)
+        embeds, ends, slots = self._assemble(contexts, edit, [()] * rows)
         picks = torch.arange(1, rows + 1, device=self.model.device) * ends[0] - 1
-        logits, past = self._run(embeds, picks, rows, keep=True)
         replies: list[list[int]] = [[] for _ in range(rows)]
         running = [True] * rows
-        for _ in range(max_tokens):
-            tokens = _choose(logits, generator)
-            for row, token in enumerate(tokens.tolist()):
-                if running[row]:
-                    replies[row].append(token)
-                    running[row] = token not in self.model.end_tokens
-            if not any(running):
-                break
-            output = self.model.network(input_ids=tokens[:, None], past_key_values=past, use_cache=True)
-            logits = output.logits[:, -1]
+        with self._applied(edit, slots):
+            logits, past = self._run(embeds, picks, edit, keep=True)
+        with self._applied(edit, [0] * rows):  # every token of a reply stands behind the slot
+            for _ in range(max_tokens):
+                tokens = _choose(logits, generator)
+                for row, token in enumerate(tokens.tolist()):
+                    if running[row]:
+                        replies[row].append(token)
+                        running[row] = token not in self.model.end_tokens
+                if not any(running):
+                    break
+                output = self.model.network(input_ids=tokens[:, None], past_key_values=past, use_cache=True)
+                logits = output.logits[:, -1]
         return [tuple(reply) for reply in replies]
 
     def _assemble(
-        self, contexts: Sequence[Context], edit: EmbeddingEdit, tails: Sequence[tuple[int, ...]]
-    ) -> tuple[Tensor, list[int]]:
-        """(rows, width, hidden) embeddings of what follows the shared prefix, and where each row's tail starts."""
+        self, contexts: Sequence[Context], edit: Edit, tails: Sequence[tuple[int, ...]]
+    ) -> tuple[Tensor, list[int], list[int]]:
+        """(rows, width, hidden) embeddings of what follows the kept prefix, where each row's tail starts, and its slot:
+        the first position an edit changes, the last one of the prompt at the latest."""
         if len(contexts) != len(edit.lengths):
             raise ValueError(f"{len(contexts)} contexts under an edit of {len(edit.lengths)} rows")
-        skip, lines, starts = len(self.shared), [], []
+        skip, lines, starts, slots = 0 if self._kept(edit) is None else len(self.shared), [], [], []
         where_row: list[int] = []
         where_column: list[int] = []
         where_token: list[int] = []
         for row, (context, tail, length) in enumerate(zip(contexts, tails, edit.lengths, strict=True)):
-            if context.before[:skip] != self.shared:
-                raise ValueError(f"row {row} does not start with the shared prefix of {skip} tokens")
+            if context.before[: len(self.shared)] != self.shared:
+                raise ValueError(f"row {row} does not start with the shared prefix of {len(self.shared)} tokens")
             before = context.before[skip:]
             lines.append([*before, *([0] * length), *context.after, *tail])
             starts.append(len(before) + length + len(context.after))
+            slots.append(min(len(before), starts[-1] - 1))
             where_row += [row] * length
             where_column += range(len(before), len(before) + length)
             where_token += range(length)
         width = max(len(line) for line in lines)
         device = self.model.device
         embeds = self.model.embed(torch.tensor([line + [0] * (width - len(line)) for line in lines], device=device))
-        if where_row:
+        if where_row and isinstance(edit, EmbeddingEdit):
             row_index = torch.tensor(where_row, device=device)
             values = edit.values[row_index, torch.tensor(where_token, device=device)].to(embeds.dtype)
             embeds = embeds.index_put((row_index, torch.tensor(where_column, device=device)), values)
-        return embeds, starts
+        return embeds, starts, slots
 
-    def _run(self, embeds: Tensor, picks: Tensor, rows: int, keep: bool) -> tuple[Tensor, Any]:
+    def _kept(self, edit: Edit) -> Any:
+        """The cache of the shared prefix; None without one, and where other weights would have made another."""
+        return None if isinstance(edit, WeightEdit) else self._cache
+
+    def _past(self, edit: Edit) -> Any:
+        """A cache for every row of the batch, with the keys and values of the edit behind the shared prefix."""
+        rows, kept = len(edit.lengths), self._kept(edit)
+        past = None
+        if kept is not None:
+            # Caches are changed in place: a reused one would silently lengthen the context.
+            past = copy.deepcopy(kept)
+            past.batch_repeat_interleave(rows)
+        if isinstance(edit, KeyValueEdit):
+            past = past if past is not None else DynamicCache(config=self.model.network.config)
+            dtype = self.model.network.dtype
+            for block in range(edit.keys.shape[1]):
+                past.update(edit.keys[:, block].to(dtype), edit.values[:, block].to(dtype), block)
+        return past
+
+    @contextmanager
+    def _applied(self, edit: Edit, slots: Sequence[int]) -> Iterator[None]:
+        """Carries out an edit of what blocks or linear maps give, for as long as it lasts.
+
+        slots: the first position of each row that a residual edit changes
+        """
+        hooks: list[tuple[torch.nn.Module, Callable[..., Any]]] = []
+        if isinstance(edit, ResidualEdit):
+            first = torch.tensor(slots, device=self.model.device)[:, None]
+            hooks = [
+                (self.model.layers[site], _adder(edit.values[:, place], first)) for place, site in enumerate(edit.sites)
+            ]
+        if isinstance(edit, WeightEdit):
+            find = self.model.network.get_submodule
+            hooks = [(find(name), _low_rank(down, edit.up[name])) for name, down in edit.down.items()]
+        handles = [module.register_forward_hook(hook) for module, hook in hooks]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _run(self, embeds: Tensor, picks: Tensor, edit: Edit, keep: bool) -> tuple[Tensor, Any]:
         """(picks, vocabulary) logits of the picked positions of the flattened batch, and the cache if it is kept. Only
         the picked positions go through the head: a hook narrows what reaches it, so that whatever a model does after
         its head still happens."""
@@ -185,11 +233,7 @@ class Engine:
             # One contiguous matrix: a strided slice makes torch copy the whole head once a row.
             return (hidden.reshape(-1, hidden.shape[-1]).index_select(0, picks)[None],)
 
-        past = None
-        if self._cache is not None:
-            # Caches are changed in place: a reused one would silently lengthen the context.
-            past = copy.deepcopy(self._cache)
-            past.batch_repeat_interleave(rows)
+        past = self._past(edit)
         handle = self.model.head.register_forward_pre_hook(narrow)
         try:
             output = self.model.network(inputs_embeds=embeds, past_key_values=past, use_cache=keep or past is not None)
@@ -209,6 +253,28 @@ def shared_prefix(contexts: Sequence[Context]) -> tuple[int, ...]:
     # A row of no tokens is no forward pass: leave one where nothing may follow but the slot and the reply.
     empty = any(len(context.before) == len(shortest) and not context.after for context in contexts)
     return shortest[:-1] if empty else shortest
+
+
+def _adder(values: Tensor, first: Tensor) -> Callable[..., Any]:
+    """A hook that adds (rows, hidden) values to a block's output at every position from (rows, 1) `first` on."""
+
+    def hook(_module: torch.nn.Module, _inputs: Any, output: Any) -> Any:
+        hidden = output if isinstance(output, Tensor) else output[0]
+        behind = torch.arange(hidden.shape[1], device=hidden.device) >= first
+        changed = hidden + behind[..., None] * values[:, None].to(hidden.dtype)
+        return changed if isinstance(output, Tensor) else (changed, *output[1:])
+
+    return hook
+
+
+def _low_rank(down: Tensor, up: Tensor) -> Callable[..., Any]:
+    """A hook that adds up (down x) to what a linear map gives for x; (rows, rank, in) and (rows, out, rank)."""
+
+    def hook(_module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        x = inputs[0]
+        return output + (x @ down.to(x.dtype).transpose(1, 2)) @ up.to(x.dtype).transpose(1, 2)
+
+    return hook
 
 
 def _choose(logits: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -20,7 +20,7 @@ from leadline.model import FrozenModel
 from leadline.objective import CHUNK_ROWS
 from leadline.priors import generator, seed_of
 from leadline.slot import Renderer
-from leadline.spec import RunSpec, UserError
+from leadline.spec import SIZED_IN_TOKENS, RunSpec, UserError
 
 SPLITS = ("test", "validation", "confirm", "train")
 LEAST_TRAIN = 8
@@ -128,7 +128,7 @@ def sample_contexts(model: FrozenModel, behaviour: Behaviour, spec: RunSpec, cou
 def _room(model: FrozenModel, behaviour: Behaviour, spec: RunSpec, rendered: Sequence[Around], reply: int) -> int:
     """Tokens that the longest context, the intervention and the end leave for a reply. Raises UserError where `reply`
     is more."""
-    written = max(spec.sizes) if "soft_prompt" in spec.family else 1  # a subspace is one of a single token
+    written = max(size if family in SIZED_IN_TOKENS else 1 for family in spec.family for size in spec.sizes_of(family))
     taken = max(len(before) + len(after) for before, after in rendered) + behaviour.ends
     if taken + written + reply > model.window:
         raise UserError(

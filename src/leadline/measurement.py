@@ -20,6 +20,7 @@ from leadline import behaviour as behaviours
 from leadline import rows
 from leadline.behaviour import Behaviour
 from leadline.checkpoint import Checkpoint
+from leadline.edits import Edit
 from leadline.engine import Context
 from leadline.evaluation import first_item_hits, in_s, score_draws, score_latents, score_null
 from leadline.interventions.base import Intervention, edit
@@ -285,7 +286,7 @@ def _scored(work: Work, key: str, title: str, latents: Tensor, cell: Cell, split
 def prior_draws(work: Work) -> None:
     """Draws of the prior itself: the exact answer where any of them hits, the certified lower bound where none does."""
     for family in work.spec.family if work.spec.prior_draws else ():
-        for size in work.spec.sizes:
+        for size in work.spec.sizes_of(family):
             cell = Cell("", family, size, -1, None)
             key = work.key("prior", family, str(size))
             if work.done(key):
@@ -304,7 +305,7 @@ def _samples(
     """Greedy free-running replies on some items, for people to read: item i under the i-th of the latents, if any."""
     items = work.task(task).items[split][:count]
     contexts = [item.context for item in items]
-    written = work.no_edit(len(items))
+    written: Edit = work.no_edit(len(items))
     if latents is not None and intervention is not None:
         with torch.no_grad():
             written = edit([intervention], [latents[: len(items)]])

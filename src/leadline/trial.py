@@ -15,7 +15,7 @@ from leadline.engine import Context, Engine
 from leadline.interventions import make
 from leadline.interventions.base import edit
 from leadline.model import load
-from leadline.priors import embedding_prior
+from leadline.priors import Priors
 from leadline.probe import recorded
 from leadline.records import damaged, read_arrays
 from leadline.result import Result
@@ -57,7 +57,7 @@ def reply(run: Path, text: str, size: int | None = None, tokens: int = 60) -> Tr
         before, after = renderer.chat([{"role": "user", "content": text}])
     else:
         before, after = renderer.raw(text)
-    intervention = make(row["family"], row["size"], embedding_prior(model))
+    intervention = make(row["family"], row["size"], Priors(model))
     whole = len(before) + intervention.tokens + len(after) + tokens
     if whole > model.window:
         how = "Say less, or lower --tokens."

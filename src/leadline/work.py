@@ -31,7 +31,7 @@ from leadline.items import SPLITS, Task, from_json, prepare, to_json
 from leadline.model import FrozenModel
 from leadline.objective import objective_for
 from leadline.plan import BUDGETS, Cell, Seen
-from leadline.priors import embedding_prior
+from leadline.priors import Priors
 from leadline.progress import Reporter
 from leadline.records import RECIPE, Arrays, Run, digest, open_run
 from leadline.result import Result
@@ -48,9 +48,9 @@ class Work:
         compute = [model.compute.dtype, model.compute.attention, model.compute.threads]
         self.hash = digest([*asked, compute, made_with(spec, model)])
         self._interventions: dict[tuple[str, int], Intervention] = {}
-        self._prior = embedding_prior(model)
+        self._priors = Priors(model)
         for family in spec.family:  # before anything is begun: a size may not fit
-            for size in spec.sizes:
+            for size in spec.sizes_of(family):
                 self.intervention(Cell("", family, size, 0, None))
         self.tasks = self._prepare()
         contexts = [c for task in self.tasks for split in SPLITS for c in task.contexts(split)]
@@ -116,7 +116,7 @@ class Work:
         """What a cell trains."""
         named = (cell.family, cell.size)
         if named not in self._interventions:
-            self._interventions[named] = make(*named, self._prior)
+            self._interventions[named] = make(*named, self._priors)
         return self._interventions[named]
 
     def trained(self, label: str) -> Parameters:

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from leadline.interventions.adapters import Lora, TinyLora
 from leadline.interventions.base import Intervention
+from leadline.interventions.prefix import Prefix
 from leadline.interventions.soft_prompt import SoftPrompt
 from leadline.interventions.soft_subspace import SoftSubspace
-from leadline.priors import EmbeddingPrior
+from leadline.interventions.steering import Steering
+from leadline.priors import Priors
 
-FAMILIES = ("soft_prompt", "soft_subspace")
+FAMILIES = ("soft_prompt", "soft_subspace", "steering", "prefix", "lora", "tinylora")
 
 
-def make(family: str, size: int, prior: EmbeddingPrior) -> Intervention:
-    """The intervention of that family and size."""
+def make(family: str, size: int, priors: Priors) -> Intervention:
+    """The intervention of that family and size, for the model of these priors."""
     match family:
         case "soft_prompt":
-            return SoftPrompt(size, prior)
+            return SoftPrompt(size, priors.embedding)
         case "soft_subspace":
-            return SoftSubspace(size, prior)
+            return SoftSubspace(size, priors.embedding)
+        case "steering":
+            return Steering(size, priors)
+        case "prefix":
+            return Prefix(size, priors)
+        case "lora":
+            return Lora(size, priors)
+        case "tinylora":
+            return TinyLora(size, priors)
     raise ValueError(f"no family {family!r}; there are {FAMILIES}")

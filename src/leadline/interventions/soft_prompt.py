@@ -6,6 +6,7 @@ from typing import final
 
 from torch import Tensor
 
+from leadline.edits import EmbeddingEdit
 from leadline.interventions.base import Intervention
 from leadline.priors import EmbeddingPrior
 
@@ -22,5 +23,5 @@ class SoftPrompt(Intervention):
         self.prior = prior.name
         self._prior = prior
 
-    def embeddings(self, latents: Tensor) -> Tensor:
-        return self._prior.embeddings(latents)
+    def edit(self, latents: Tensor) -> EmbeddingEdit:
+        return EmbeddingEdit(self._prior.embeddings(latents), (self.tokens,) * len(latents))

@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from leadline.edits import EmbeddingEdit
 from leadline.interventions.base import Intervention
 from leadline.priors import EmbeddingPrior, generator
 from leadline.spec import UserError
@@ -37,5 +38,5 @@ class SoftSubspace(Intervention):
         basis = torch.linalg.qr(draws.contiguous()).Q
         self._basis = (basis * math.sqrt(hidden / size)).float().to(prior.mean.device)
 
-    def embeddings(self, latents: Tensor) -> Tensor:
-        return self._prior.embeddings(latents @ self._basis.T)[:, None]
+    def edit(self, latents: Tensor) -> EmbeddingEdit:
+        return EmbeddingEdit(self._prior.embeddings(latents @ self._basis.T)[:, None], (1,) * len(latents))

@@ -1,0 +1,87 @@
+"""lora and tinylora: changes of low rank to the linear maps of all blocks. They act on every position, before the slot
+too, so that nothing of a context can be run ahead of them.
+
+PEFT's own start of LoRA, one factor zero, is a point and no prior. Here a draw changes every map by a stated share of
+its norm, and nothing is scaled afterwards.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import final
+
+import torch
+from torch import Tensor
+
+from leadline.edits import WeightEdit
+from leadline.interventions.base import Intervention
+from leadline.priors import RELATIVE_NORM, Priors, generator
+
+TINY_RANK = 2  # of the singular vectors that tinylora turns into each other
+
+
+@final
+class Lora(Intervention):
+    """Rank r (LoRA, Hu et al., 2106.09685): dW = B A, A and B Gaussian with E norm(dW)^2 = (RELATIVE_NORM norm(W))^2.
+    A latent holds the factors of all maps, one after the other."""
+
+    family = "lora"
+    tokens = 0
+
+    def __init__(self, size: int, priors: Priors) -> None:
+        self.size = size
+        self.prior = f"N(0, sigma^2) on both factors, norm(dW) / norm(W) = {RELATIVE_NORM}"
+        self._parts: list[tuple[str, int, int, float]] = []
+        for name, weight in priors.linear.items():
+            outputs, inputs = weight.shape
+            scale = RELATIVE_NORM * float(weight.float().norm()) / math.sqrt(size * outputs * inputs)
+            self._parts.append((name, outputs, inputs, math.sqrt(scale)))
+        self.shape = (size * sum(outputs + inputs for _, outputs, inputs, _ in self._parts),)
+
+    def edit(self, latents: Tensor) -> WeightEdit:
+        down, up, rows, start = {}, {}, len(latents), 0
+        for name, outputs, inputs, scale in self._parts:
+            middle, stop = start + self.size * inputs, start + self.size * (inputs + outputs)
+            down[name] = scale * latents[:, start:middle].view(rows, self.size, inputs)
+            up[name] = scale * latents[:, middle:stop].view(rows, outputs, self.size)
+            start = stop
+        return WeightEdit(down, up)
+
+
+@final
+class TinyLora(Intervention):
+    """So many numbers v, shared by all maps, as PEFT's TinyLoRA has them: dW = U sqrt(S) R sqrt(S) V with the leading
+    TINY_RANK singular vectors of W and R = sum_i v_i P_i over fixed random matrices; v is scaled so that a draw of the
+    prior has E norm(dW)^2 = (RELATIVE_NORM norm(W))^2 in every map."""
+
+    family = "tinylora"
+    tokens = 0
+
+    def __init__(self, size: int, priors: Priors) -> None:
+        self.size = size
+        self.shape = (size,)
+        self.prior = f"N(0, 1) on numbers shared by all maps, norm(dW) / norm(W) = {RELATIVE_NORM}"
+        self._down: dict[str, Tensor] = {}
+        self._turned: dict[str, Tensor] = {}  # (size, outputs, rank): U sqrt(S) P_i, scaled
+        for name, weight in priors.linear.items():
+            matrix = weight.float().cpu()
+            rank = min(TINY_RANK, *matrix.shape)
+            left, values, right = _leading(matrix, rank)
+            turns = torch.randn(size, rank, rank, generator=generator("tinylora", name))
+            turned, down = (left * values.sqrt()) @ turns, values.sqrt()[:, None] * right
+            scale = RELATIVE_NORM * matrix.norm() / (turned @ down).norm()  # the norm over all i: v has variance 1
+            self._down[name] = down.to(weight.device)
+            self._turned[name] = (scale * turned).to(weight.device)
+
+    def edit(self, latents: Tensor) -> WeightEdit:
+        down = {name: factor.expand(len(latents), *factor.shape) for name, factor in self._down.items()}
+        up = {name: torch.einsum("ri,iok->rok", latents, turned) for name, turned in self._turned.items()}
+        return WeightEdit(down, up)
+
+
+def _leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The leading singular triplets: (out, rank), (rank,), (rank, in); from the eigenvectors of W W^T, which is a tenth
+    of the work of a decomposition of W and exact enough for the leading ones."""
+    squares, vectors = torch.linalg.eigh(matrix.double() @ matrix.double().T)
+    left, values = vectors[:, -rank:].flip(1).float(), squares[-rank:].flip(0).clamp_min(0.0).sqrt().float()
+    return left, values, (left.T @ matrix) / values.clamp_min(1e-30)[:, None]
