@@ -15,6 +15,7 @@ from leadline.interventions import FAMILIES
 from leadline.spec import Family, RunSpec, UserError, field_errors, field_path, yaml_line
 
 FAMILIES_WANTED = f"Input should be {', '.join(map(repr, FAMILIES[:-1]))} or {FAMILIES[-1]!r}, not 'text'"
+NO_INTEGER = "Input should be a valid integer, unable to parse string as an integer, not 'x'"
 COMPUTE = "Auto, or float32 or bfloat16, eager or sdpa, and a number of threads, each at most once, not "
 SCHEMAS = Path(__file__).parents[1] / "docs" / "schema"
 
