@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 Scale = Literal["ci", "default", "full"]
 Family = Literal["soft_prompt", "soft_subspace", "steering", "prefix", "lora", "tinylora"]
 DEFAULT_SIZES: dict[str, tuple[int, ...]] = {
-    "soft_prompt": (1, 4), "soft_subspace": (16, 128), "steering": (1, 2), "prefix": (1, 4), "lora": (1,),
+    "soft_prompt": (1, 4), "soft_subspace": (16, 64), "steering": (1, 2), "prefix": (1, 4), "lora": (1,),
     "tinylora": (1, 16),
 }  # fmt: skip
 SIZED_IN_TOKENS = ("soft_prompt", "prefix")  # families whose size is what they take of the model's window

@@ -18,6 +18,7 @@ from leadline.curve import Curve
 from leadline.information import at_least, at_most
 from leadline.report.headline import Subject, behaviour_label, distance_of, subjects
 from leadline.report.rendering import DEEP, INK, MARK, MUTED, SHOAL, dressed
+from leadline.report.ways import ways_in
 from leadline.report.words import UNITS, about, short, size_words
 from leadline.result import Result
 
@@ -44,8 +45,8 @@ Values = list[dict[str, Any]]
 
 
 def plot(result: Result, wide: bool = True) -> Any:
-    """All figures of a run as one altair chart: the sounding, the size curve and the rate-distortion curve."""
-    drawn = (sounding(result, wide), size_curve(result, wide), rate_distortion(result, wide))
+    """All figures of a run as one altair chart: sounding, ways in, size curve and rate-distortion curve."""
+    drawn = (sounding(result, wide), ways_in(result, wide), size_curve(result, wide), rate_distortion(result, wide))
     charts = [chart for chart in drawn if chart is not None]
     stacked = alt.vconcat(*charts, spacing=40) if charts else alt.Chart(_inline([])).mark_point()
     return dressed(stacked.resolve_scale(color="independent", shape="independent"))

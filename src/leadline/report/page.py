@@ -31,6 +31,7 @@ from leadline.report.rows import (
     size_rows,
     threshold_rows,
 )
+from leadline.report.ways import cheapest_words, ways_in
 from leadline.report.words import NONE, about, interval, plain, size_words
 from leadline.result import Result, rank_words
 from leadline.spec import UserError
@@ -117,6 +118,7 @@ def _run_context(folder: Path, result: Result, place: int) -> dict[str, Any]:
         "figures": _figures(result, f"run{place}"),
         "reason": reason,
         "bounds": bound_rows(result),
+        "cheapest": cheapest_words(result) if len(result.curves) > 1 else "",
         "certified": certified_rows(result.points),
         "controls": [_control(subject) for subject in subjects(result)[1:]] if controls_of(result) else [],
         "rank": rank_words(distance) if distance is not None else "",
@@ -176,6 +178,7 @@ def _figures(result: Result, prefix: str) -> list[dict[str, Any]]:
     made: list[dict[str, Any]] = []
     for name, draw, words in (
         ("sounding", figures.sounding, f"Distances in bits, lower to upper bound. {reads}"),
+        ("ways", ways_in, f"Bits against score, a line a family. {cheapest_words(result)}"),
         ("size", figures.size_curve, f"Size against score and loss on held-out items. {sizes}"),
         ("rate", figures.rate_distortion, f"KL in bits against loss and score. {'; '.join(passes)}"),
     ):

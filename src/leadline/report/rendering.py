@@ -22,8 +22,13 @@ PALETTE: dict[str, tuple[str, str]] = {
     "deep": ("#0f5079", "#6fb9ea"),
     "shoal": ("#8f6326", "#d5a463"),
     "mark": ("#b23a24", "#f08a6c"),
+    "kelp": ("#2f6f4f", "#74c69d"),
+    "dusk": ("#6b4c9a", "#b79be0"),
+    "coral": ("#b0487a", "#ec8fb8"),
+    "slate": ("#3f5f6f", "#a3c1cf"),
 }
-INK, MUTED, GRID, DEEP, SHOAL, MARK = (light for light, _ in PALETTE.values())
+INK, MUTED, GRID, DEEP, SHOAL, MARK, KELP, DUSK, CORAL, SLATE = (light for light, _ in PALETTE.values())
+SERIES = (DEEP, SHOAL, KELP, DUSK, CORAL, SLATE, INK, MUTED)  # told apart in both modes, never the threshold's colour
 SVG = "http://www.w3.org/2000/svg"
 # What a static figure needs of SVG. Whatever else a renderer might emit (style, script, links) is left out.
 ELEMENTS = {"svg", "g", "path", "rect", "line", "text", "tspan", "circle", "defs", "clipPath", "title"}

@@ -15,6 +15,7 @@ from rich.text import Text
 from leadline.information import at_least, at_most
 from leadline.report.headline import controls_of, distance_of, headline, subjects
 from leadline.report.rows import EPSILON, bound_rows, cost_words, luck_words, size_rows
+from leadline.report.ways import cheapest_words
 from leadline.report.words import NONE, about, interval, plain, short
 from leadline.result import Result, rank_words
 
@@ -83,7 +84,8 @@ def _distances(result: Result, console: Console) -> None:
             letters[row.prior],
         )
         table.add_row(*(Text(plain(cell)) for cell in cells))
-    _print(console, table, *(f"{letter}  {plain(prior)}" for prior, letter in letters.items()))
+    cheapest = [cheapest_words(result)] if len(result.curves) > 1 else []
+    _print(console, table, *cheapest, *(f"{letter}  {plain(prior)}" for prior, letter in letters.items()))
 
 
 def _controls(result: Result, console: Console) -> None:
