@@ -164,6 +164,29 @@ def d2_at_distance(p: float, distance_bits: float) -> float:
     return max(p * distance_bits - h2(p) - (1.0 - p) * log2_miss, 0.0)
 
 
+@dataclass(frozen=True)
+class Squeeze:
+    """What makes a Gaussian of independent coordinates narrower, or wider, along a few directions: its noise e becomes
+    e - Q' (1 - a) Q e before it is scaled.
+
+    directions: (r, d) Q, orthonormal rows;  factors: (r,) a, positive; 1 changes nothing
+    """
+
+    directions: Floats
+    factors: Floats
+
+    def kl_bits(self, scale: Floats) -> float:
+        """What it adds to the divergence of N(mean, diag scale^2) from N(0, I); below 0 where it undoes a width."""
+        stretched = np.square(self.directions * scale).sum(1)
+        trace = float(((self.factors**2 - 1.0) * stretched).sum()) / 2.0
+        return (trace - float(np.log(self.factors).sum())) * BITS_PER_NAT
+
+    def unsqueezed(self, noise: Floats) -> Floats:
+        """(..., d) the independent noise behind (..., d) squeezed noise."""
+        along = noise @ self.directions.T
+        return noise + (along * (1.0 / self.factors - 1.0)) @ self.directions
+
+
 def gaussian_kl_bits(mean: ArrayLike, scale: ArrayLike) -> tuple[Floats, Floats]:
     """KL of N(mean, scale^2) from N(0, 1), one pair a coordinate: the location part m^2 / 2 and the width part, bits.
 
@@ -177,8 +200,8 @@ def gaussian_kl_bits(mean: ArrayLike, scale: ArrayLike) -> tuple[Floats, Floats]
     return mean_ * mean_ / 2.0 * BITS_PER_NAT, width * BITS_PER_NAT
 
 
-def log_ratio_bits(z: ArrayLike, mean: ArrayLike, scale: ArrayLike) -> Floats:
-    """log2 q(z) / pi(z) of q = N(mean, diag scale^2) against the prior pi = N(0, I), in bits.
+def log_ratio_bits(z: ArrayLike, mean: ArrayLike, scale: ArrayLike, squeeze: Squeeze | None = None) -> Floats:
+    """log2 q(z) / pi(z) of q = N(mean, diag scale^2), squeezed or not, against the prior pi = N(0, I), in bits.
 
     z: (..., d), whitened coordinates, drawn in any dtype, computed in float64; mean, scale: (d,) or scalars.
     """
@@ -186,10 +209,12 @@ def log_ratio_bits(z: ArrayLike, mean: ArrayLike, scale: ArrayLike) -> Floats:
     mean_ = np.broadcast_to(np.asarray(mean, np.float64), z_.shape[-1:])
     scale_ = np.broadcast_to(np.asarray(scale, np.float64), z_.shape[-1:])
     _need_positive(scale_)
-    noise = (z_ - mean_) / scale_
+    noise, volume = (z_ - mean_) / scale_, np.log(scale_).sum()
+    if squeeze is not None:
+        noise, volume = squeeze.unsqueezed(noise), volume + np.log(squeeze.factors).sum()
     # einsum keeps the sums of squares free of (..., d) temporaries
     square = np.einsum("...i,...i->...", z_, z_) - np.einsum("...i,...i->...", noise, noise)
-    ratio: Floats = (square / 2.0 - np.log(scale_).sum()) * BITS_PER_NAT
+    ratio: Floats = (square / 2.0 - volume) * BITS_PER_NAT
     return ratio
 
 

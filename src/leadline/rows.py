@@ -21,6 +21,7 @@ from leadline.evaluation import in_s
 from leadline.information import (
     Bound,
     Floats,
+    Squeeze,
     clopper_pearson_lower,
     gaussian_kl_bits,
     log_ratio_bits,
@@ -149,7 +150,9 @@ def _counts(member: Tensor, parameters: Parameters) -> Point:
 
 
 def _divergence(parameters: Parameters) -> Point:
-    location, width = (float(part.sum()) for part in gaussian_kl_bits(*_gaussian(parameters)))
+    mean, scale, squeeze = _gaussian(parameters)
+    location, width = (float(part.sum()) for part in gaussian_kl_bits(mean, scale))
+    width += squeeze.kl_bits(scale) if squeeze is not None else 0.0
     return {"kl_bits": location + width, "location_bits": location}
 
 
@@ -158,10 +161,15 @@ def _log_ratios(latents: Tensor, parameters: Parameters) -> Floats:
     return log_ratio_bits(latents.flatten(1).double().cpu().numpy(), *_gaussian(parameters))
 
 
-def _gaussian(parameters: Parameters) -> tuple[Floats, Floats]:
-    """(d,) mean and scale of q, in float64."""
-    mean, log_scale = (parameters[name].flatten().double().cpu().numpy() for name in ("mean", "log_scale"))
-    return mean, np.exp(log_scale)
+def _gaussian(parameters: Parameters) -> tuple[Floats, Floats, Squeeze | None]:
+    """(d,) mean and scale of q, and what it is squeezed by, in float64."""
+    told = {name: value.double().cpu().numpy() for name, value in parameters.items()}
+    mean, scale = told["mean"].ravel(), np.exp(told["log_scale"].ravel())
+    if "directions" not in told:
+        return mean, scale, None
+    # the same columns, up to their signs, as those that the solver drew with
+    basis = np.linalg.qr(told["directions"].T).Q.T
+    return mean, scale, Squeeze(basis, np.exp(told["log_squeeze"]))
 
 
 def _bound(bound: Bound) -> dict[str, float | None]:

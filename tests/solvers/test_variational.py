@@ -9,6 +9,7 @@ import torch
 
 from leadline.information import gaussian_kl_bits
 from leadline.interventions.base import Intervention
+from leadline.rows import _counts, _log_ratios
 from leadline.solvers.base import Row, begin, train
 from leadline.solvers.gradient import Gradient
 from leadline.solvers.variational import Variational, kl_parts_bits
@@ -24,8 +25,8 @@ class Plain(Intervention):
     def __init__(self, dimensions: int) -> None:
         self.shape = (dimensions,)
 
-    def embeddings(self, latents):
-        return latents
+    def edit(self, latents):
+        raise AssertionError("a solver asks for no edit")
 
 
 def quadratic(seed: int, dimensions: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -35,10 +36,13 @@ def quadratic(seed: int, dimensions: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(dimensions, generator=generator), root @ root.T + 0.3 * torch.eye(dimensions)
 
 
-def trained(betas, centre, hessian, steps=700, draws=8192):
+def trained(betas, centre, hessian, steps=700, draws=8192, directions=0):
     """Rows of one batch, a beta each, on E_q[(z - a)' H (z - a) / 2] bits + beta KL bits."""
     plain = Plain(len(centre))
-    solvers = [Variational(first_beta=beta, beta=beta, rate=0.02, scale_rate=0.02) for beta in betas]
+    solvers = [
+        Variational(first_beta=beta, beta=beta, rate=0.02, scale_rate=0.02, directions=directions, direction_rate=0.05)
+        for beta in betas
+    ]
     rows = [Row(f"beta {beta}", plain, solver, 0, draws) for beta, solver in zip(betas, solvers)]
 
     def loss(step, latents):
@@ -57,6 +61,73 @@ def test_k2_q_is_within_two_percent_of_the_closed_form_at_every_beta():
         variance = 1 / torch.diagonal(torch.eye(6) + pull)
         assert float((found["mean"] - mean).norm() / mean.norm()) < 0.02
         torch.testing.assert_close((2 * found["log_scale"]).exp(), variance, rtol=0.02, atol=0)
+
+
+def test_k2_squeezed_along_all_directions_q_has_the_closed_form_of_a_full_covariance():
+    """N(a', S) with S the inverse of I + H ln 2 / beta: every direction of H at its own width."""
+    centre, hessian = quadratic(3, 6)
+    betas = BETAS[::2]
+    for beta, found in zip(betas, trained(betas, centre, hessian, steps=1200, directions=6)):
+        pull = hessian * math.log(2) / beta
+        mean = torch.linalg.solve(torch.eye(6) + pull, pull @ centre)
+        assert float((found["mean"] - mean).norm() / mean.norm()) < 0.02
+        wanted = torch.linalg.inv(torch.eye(6) + pull)
+        torch.testing.assert_close(covariance(found), wanted, rtol=0, atol=0.02 * float(wanted.diagonal().max()))
+
+
+def covariance(parameters: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Of q, from what the solver draws for the unit vectors as noise: it is linear in its noise."""
+    solver = Variational(1.0, 1.0, 0.0, 0.0)
+    root = (
+        solver.draw(parameters, torch.eye(len(parameters["mean"]), dtype=parameters["mean"].dtype)) - parameters["mean"]
+    )
+    return root.T @ root
+
+
+def squeezed(dimensions: int, count: int, spread: float) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    shapes = {"mean": (dimensions,), "log_scale": (dimensions,), "directions": (count, dimensions),
+              "log_squeeze": (count,)}  # fmt: skip
+    return {
+        name: spread * torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()
+    }
+
+
+def test_divergence_and_density_of_a_squeezed_q_are_those_of_its_covariance():
+    """Against the dense formulas of a multivariate normal, through the function that makes rows."""
+    parameters = squeezed(12, 3, 0.7)
+    dense = torch.distributions.MultivariateNormal(parameters["mean"], covariance(parameters))
+    prior = torch.distributions.MultivariateNormal(torch.zeros(12).double(), torch.eye(12).double())
+    divergence = float(torch.distributions.kl_divergence(dense, prior)) / math.log(2)
+    assert float(sum(kl_parts_bits(parameters))) == pytest.approx(divergence, rel=1e-9)
+    noise = torch.randn(500, 12, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    draws = Variational(1.0, 1.0, 0.0, 0.0).draw(parameters, noise)
+    ratio = (dense.log_prob(draws) - prior.log_prob(draws)) / math.log(2)
+    torch.testing.assert_close(torch.from_numpy(_log_ratios(draws, parameters)), ratio, rtol=1e-9, atol=1e-9)
+    assert _counts(torch.ones(500, dtype=torch.bool), parameters)["kl_bits"] == pytest.approx(divergence, rel=1e-9)
+    # and the draws have that covariance
+    many = Variational(1.0, 1.0, 0.0, 0.0).draw(
+        parameters, torch.randn(200_000, 12, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    )
+    torch.testing.assert_close(torch.cov(many.T), covariance(parameters), rtol=0.1, atol=0.05)
+
+
+def test_a_narrow_direction_that_is_no_axis_costs_one_coordinate_and_not_all():
+    """A loss that minds one diagonal direction of 64: independent coordinates all become narrow, a squeeze one."""
+    direction = torch.ones(64) / 8.0
+    hessian = 200.0 * torch.outer(direction, direction)
+    costs = []
+    for directions in (0, 1):
+        found = trained((1.0,), torch.zeros(64), hessian, steps=500, draws=256, directions=directions)[0]
+        costs.append(float(sum(kl_parts_bits(found))))
+    # closed forms: 64 ((s^2 - 1) / 2 - ln s) at s^2 = 1 / (1 + 200 ln 2 / 64), and one coordinate at 1 / (1 + 200 ln 2)
+    independent = 64 * divergence_bits(1 / (1 + 200 * math.log(2) / 64))
+    assert costs[0] == pytest.approx(independent, rel=0.05)
+    assert costs[1] == pytest.approx(divergence_bits(1 / (1 + 200 * math.log(2))), abs=0.5)
+
+
+def divergence_bits(variance: float) -> float:
+    return ((variance - 1) / 2 - math.log(variance) / 2) / math.log(2)
 
 
 def test_k16_nats_for_bits_in_the_divergence_would_miss_the_closed_form(monkeypatch):
