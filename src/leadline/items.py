@@ -21,6 +21,7 @@ from leadline.objective import CHUNK_ROWS
 from leadline.priors import generator, seed_of
 from leadline.slot import Renderer
 from leadline.spec import SIZED_IN_TOKENS, RunSpec, UserError
+from leadline.styles import STYLES, as_json
 
 SPLITS = ("test", "validation", "confirm", "train")
 LEAST_TRAIN = 8
@@ -71,8 +72,13 @@ def prepare(
     renderer = Renderer(model, behaviour.slot)
     texts, befores = _contexts(behaviour, spec, renderer)
     end = (model.end_of_reply,) if behaviour.ends else ()
-    room = _room(model, behaviour, spec, befores, _reply_tokens(renderer, behaviour))
-    replies, rendered = _replies(model, behaviour, renderer, befores, progress)
+    room = _room(model, behaviour, spec, befores, _reply_tokens(renderer, behaviour, texts))
+    replies, rendered = _replies(model, behaviour, renderer, texts, befores, progress)
+    # A style has no target where the model's own reply was cut short before it could tell.
+    kept = [place for place, reply in enumerate(replies) if reply]
+    _need(len(kept), len(replies), behaviour, spec)
+    texts, rendered = [texts[place] for place in kept], [rendered[place] for place in kept]
+    replies = [replies[place] for place in kept]
     splits = _split(len(texts), spec)
 
     def task(name: str, kind: str, replies: Sequence[tuple[int, ...]]) -> Task:
@@ -111,15 +117,15 @@ def sample_contexts(model: FrozenModel, behaviour: Behaviour, spec: RunSpec, cou
     Raises the UserErrors of `prepare` that need no model."""
     renderer = Renderer(model, behaviour.slot)
     end = (model.end_of_reply,) if behaviour.ends else ()
-    _, rendered = _contexts(behaviour, spec, renderer)
-    reply = behaviour.reply
-    if reply.texts is not None:
-        targets = [renderer.reply(text) for text in reply.texts]
+    texts, rendered = _contexts(behaviour, spec, renderer)
+    length = _reply_tokens(renderer, behaviour, texts)
+    if words := _words(behaviour, texts):
+        targets = [renderer.reply(text) for text in words]
     elif behaviour.constant:  # a control is about as long as what it is a control of
         targets = [_unit(renderer, behaviour)]
     else:
-        targets = [(model.start_token,) * (1 if reply.own == "next" else reply.tokens)]
-    _room(model, behaviour, spec, rendered, _reply_tokens(renderer, behaviour))
+        targets = [(model.start_token,) * (1 if behaviour.reply.own == "next" else length)]
+    _room(model, behaviour, spec, rendered, length)
     return [
         Context(*rendered[number % len(rendered)], (*targets[number % len(targets)], *end)) for number in range(count)
     ]
@@ -139,14 +145,35 @@ def _room(model: FrozenModel, behaviour: Behaviour, spec: RunSpec, rendered: Seq
     return model.window - taken - written
 
 
-def _reply_tokens(renderer: Renderer, behaviour: Behaviour) -> int:
+def _reply_tokens(renderer: Renderer, behaviour: Behaviour, texts: Sequence[str]) -> int:
     """How long replies are, as far as the behaviour tells without asking the model, in tokens without the end."""
     reply = behaviour.reply
-    if reply.texts is not None:
-        return max(len(renderer.reply(text)) for text in reply.texts)
+    if words := _words(behaviour, texts):
+        return max(len(renderer.reply(text)) for text in words)
     if behaviour.constant:
         return len(_unit(renderer, behaviour))
+    if reply.own == "json":
+        return reply.tokens + len(renderer.reply(as_json("", True)))
     return reply.tokens + (reply.skip + 1 if reply.own == "next" else 0)
+
+
+def _words(behaviour: Behaviour, texts: Sequence[str]) -> Sequence[str] | None:
+    """The reply to each context in words where it can be told without asking the model; None where it cannot, or where
+    it is the same for all."""
+    if behaviour.reply.source != "context":
+        return behaviour.reply.texts
+    if isinstance(behaviour.contexts, str):
+        return texts
+    asked = [
+        [context] if isinstance(context, str) else [turn.content for turn in context if turn.role == "user"]
+        for context in behaviour.contexts
+    ]
+    if [] in asked:
+        raise UserError(
+            f"Context {asked.index([]) + 1} has no user turn whose words could be the reply",
+            f"behaviour {behaviour.name}", "Give it one.",
+        )  # fmt: skip
+    return [turns[-1] for turns in asked]
 
 
 def to_json(tasks: Sequence[Task]) -> list[dict[str, Any]]:
@@ -173,14 +200,7 @@ def _contexts(behaviour: Behaviour, spec: RunSpec, renderer: Renderer) -> tuple[
         contexts: Sequence[Any] = [""] * (3 * spec.items + MOST_TRAIN)
     else:
         contexts = questions() if source == "pool" else source
-    least = 3 * spec.items + LEAST_TRAIN
-    if len(contexts) < least:
-        raise UserError(
-            f"Too few items: {len(contexts)}, and {spec.items} each for test, validation and confirmation with "
-            f"{LEAST_TRAIN} for training make {least}", f"behaviour {behaviour.name}",
-            f"Give at least {3 + LEAST_TRAIN} items." if len(contexts) < 3 + LEAST_TRAIN
-            else f"Give more items or lower --items to {(len(contexts) - LEAST_TRAIN) // 3}.",
-        )  # fmt: skip
+    _need(len(contexts), len(contexts), behaviour, spec)
     texts, rendered = [], []
     for context in contexts:
         if isinstance(context, str):
@@ -192,6 +212,23 @@ def _contexts(behaviour: Behaviour, spec: RunSpec, renderer: Renderer) -> tuple[
             texts.append("\n".join(f"{turn['role']}: {turn['content']}" for turn in turns))
             rendered.append(renderer.chat(turns))
     return texts, rendered
+
+
+def _need(count: int, given: int, behaviour: Behaviour, spec: RunSpec) -> None:
+    """Raises UserError where `count` items, those that have a target out of `given`, are too few for the splits."""
+    least = 3 * spec.items + LEAST_TRAIN
+    if count >= least:
+        return
+    said = str(count) if count == given else (
+        f"{count}, since the model's own reply has no first sentence within {behaviour.reply.tokens} tokens in "
+        f"{given - count} more"
+    )  # fmt: skip
+    raise UserError(
+        f"Too few items: {said}, and {spec.items} each for test, validation and confirmation with "
+        f"{LEAST_TRAIN} for training make {least}", f"behaviour {behaviour.name}",
+        f"Give at least {3 + LEAST_TRAIN} items." if count < 3 + LEAST_TRAIN
+        else f"Give more items or lower --items to {(count - LEAST_TRAIN) // 3}.",
+    )  # fmt: skip
 
 
 def _split(count: int, spec: RunSpec) -> dict[str, list[int]]:
@@ -206,13 +243,15 @@ def _replies(
     model: FrozenModel,
     behaviour: Behaviour,
     renderer: Renderer,
+    texts: Sequence[str],
     rendered: list[Around],
     progress: Progress,
 ) -> tuple[list[tuple[int, ...]], list[Around]]:
-    """Target tokens of each context without the end token, and the contexts (which `own: next` replaces)."""
+    """Target tokens of each context without the end token, empty where a style has none; and the contexts (which
+    `own: next` replaces)."""
     reply, count = behaviour.reply, len(rendered)
-    if reply.texts is not None:
-        return [renderer.reply(text) for text in reply.texts], rendered
+    if words := _words(behaviour, texts):
+        return [renderer.reply(text) for text in words], rendered
     if reply.source == "python":
         return _python_windows(renderer, count, reply.tokens), rendered
     if reply.own == "next":
@@ -222,11 +261,12 @@ def _replies(
         return [(sample[-1],) for sample in samples], moved
     if reply.own == "sample":
         return _own(model, rendered, reply.tokens, progress, sample=True), rendered
-    if reply.own == "capitals":
-        own = _own(model, rendered, reply.tokens, progress, sample=False)
-        ends = model.end_tokens
-        words = [model.tokenizer.decode([token for token in tokens if token not in ends]) for tokens in own]
-        return [renderer.reply(text.upper()) for text in words], rendered
+    if reply.own is not None:
+        styled, ends = [], model.end_tokens
+        for tokens in _own(model, rendered, reply.tokens, progress, sample=False):
+            said = model.tokenizer.decode([token for token in tokens if token not in ends])
+            styled.append(STYLES[reply.own](said, not ends.isdisjoint(tokens)))
+        return [() if text is None else renderer.reply(text) for text in styled], rendered
     unit = _unit(renderer, behaviour)
     if reply.control is None:
         return [unit] * count, rendered
