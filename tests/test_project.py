@@ -72,7 +72,7 @@ def test_metadata_is_complete_and_installed_as_written() -> None:
     assert project["name"] == "leadline"
     assert project["requires-python"] == ">=3.11"
     assert project["license"] == "Apache-2.0"
-    assert {"view", "peft", "dev"} <= set(project["optional-dependencies"])
+    assert {"view", "peft", "scorers", "dev"} <= set(project["optional-dependencies"])
     assert importlib.metadata.version("leadline") == project["version"]
 
 
@@ -87,14 +87,14 @@ def test_each_direct_dependency_is_pinned_within_its_range() -> None:
         name, version = line.split("==")
         pins[canonicalize_name(name)] = Version(version)
     assert str(pins["torch"]) == "2.13.0"
-    for requirement in requirements("view", "peft", "dev"):
+    for requirement in requirements("view", "peft", "scorers", "dev"):
         assert pins[canonicalize_name(requirement.name)] in requirement.specifier, requirement
 
 
 def test_each_import_is_of_a_declared_dependency() -> None:
     """An undeclared import works here, by way of somebody else's dependency, and breaks at a user's."""
     providers = importlib.metadata.packages_distributions()
-    declared = {canonicalize_name(requirement.name) for requirement in requirements("view", "peft")}
+    declared = {canonicalize_name(requirement.name) for requirement in requirements("view", "peft", "scorers")}
     for path in modules():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
@@ -157,7 +157,7 @@ def test_starts_without_torch(module: str) -> None:
 
 def test_imports_stand_at_the_top() -> None:
     """Within a function only optional extras, the lazy names of the package, and the commands' start-up time."""
-    optional = {name.name for name in requirements("view", "peft")} - {name.name for name in requirements()}
+    optional = {name.name for name in requirements("view", "peft", "scorers")} - {name.name for name in requirements()}
     for path in modules():
         if path.name in COMMANDS or path == PACKAGE / "__init__.py":
             continue
