@@ -13,7 +13,7 @@ from leadline.organisms import ORGANISMS
 def test_the_lists_name_what_exists():
     names = {what: [name for name, _ in rows()] for what, rows in LISTS.items()}
     assert names["behaviours"] == builtin_names()
-    assert names["families"] == [*FAMILIES, "prefill", "null"]
+    assert names["families"] == [*FAMILIES, "prefill", "best_of_n", "null"]
     assert names["organisms"] == [f"organism:{name}" for name in ORGANISMS]
     assert {"smollm2", *names["organisms"]} <= set(names["models"])
 

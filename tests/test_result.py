@@ -331,3 +331,20 @@ def test_sizes_are_ordered_by_what_validation_draws_promise() -> None:
         second = promised - math.log2(weights[4])
         rows = [*cond(1, 100.0, 98.0, kl_bits=50.0), *cond(4, 100.0, 98.0, kl_bits=promised)]
         assert result(rows).distance().size == (1 if first <= second else 4)
+
+
+def test_k5_best_of_n_costs_what_the_base_rate_says_and_is_never_pooled():
+    """A planted rate of 1 in 32: 5 bits a reply, exactly; the frontier is what it was without it."""
+    rows = [null(0.0), spelled_out(9.0)]
+    sampling = row(
+        family="best_of_n", size=0, estimator="BEST OF N", upper_bits=5.0, lower_bits=5.0, estimate_bits=5.0,
+        stderr_bits=0.0, kind="exact", prior="replies",
+    )  # fmt: skip
+    found, without = result([*rows, sampling]), result(rows)
+    distance = found.distance(family="best_of_n")
+    assert distance.upper.value == distance.lower.value == 5.0
+    assert distance.upper.kind == "exact"
+    assert distance.sentence == "5.0 bits a reply, one of 32 sampled replies"
+    assert found.cheapest().family == "prefill"
+    assert found.cheapest().upper == without.cheapest().upper
+    assert "best_of_n, 5.0 bits a reply" in found.cheapest().sentence

@@ -37,6 +37,7 @@ def families() -> Rows:
         ("lora", "a change of rank r to every linear map of the blocks"),
         ("tinylora", "so many numbers that all changes of rank 2 share"),
         ("prefill", "spelling the reply out: measured with every constant behaviour"),
+        ("best_of_n", "sampling replies until one is right: bits a reply, where the others pay once"),
         ("null", "nothing at all: measured with every behaviour"),
     ]
 

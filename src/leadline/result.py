@@ -42,6 +42,7 @@ from leadline.spec import DEFAULT_SIZES, UserError
 __all__ = ["Bits", "Distance", "Frontier", "NoDistance", "Result"]
 
 Row = dict[str, Any]
+SIZELESS = ("prefill", "best_of_n", "null")  # families that are measured with every behaviour
 
 
 class NoDistance(ValueError):
@@ -96,18 +97,18 @@ class Result:
 
     @property
     def families(self) -> tuple[str, ...]:
-        """Families that were measured, the run's own first, then "prefill" and "null" where they have rows."""
+        """Families that were measured, the run's own first, then those without sizes where they have rows."""
         asked = self.spec["spec"].get("family", [])
         found = self.points["family"].unique().sort().to_list()
         named = [f for f in ([asked] if isinstance(asked, str) else list(asked)) if f in found]
-        ends = [f for f in ("prefill", "null") if f in found]
+        ends = [f for f in SIZELESS if f in found]
         rest = [f for f in found if f not in named and f not in ends]
         return tuple(dict.fromkeys([*(f for f in named if f not in ends), *rest, *ends]))
 
     @property
     def curves(self) -> dict[str, Curve]:
         """The behaviour's curve in each family that has sizes."""
-        return {family: self.curve(family) for family in self.families if family not in ("prefill", "null")}
+        return {family: self.curve(family) for family in self.families if family not in SIZELESS}
 
     def curve(self, family: str, control: str = "") -> Curve:
         """The curve of the behaviour (control "") or of one control."""
@@ -149,6 +150,8 @@ class Result:
         if name not in self.families:
             raise NoDistance(f"family {name} was not measured in this run, only {', '.join(self.families) or 'none'}")
         rows = self._subject("").filter(pl.col("family") == name)
+        if name == "best_of_n":
+            return _sampling_distance(rows)
         if name == "null":
             return _null_distance(rows.filter(pl.col("split") == "test"), self.threshold)
         return self._distance(str(name), rows)
@@ -156,8 +159,9 @@ class Result:
     def cheapest(self) -> Frontier:
         """All families together and the cheapest of them by name; one that costs more than another is dominated."""
         distances = {family: self.distance(family=family) for family in self.families}
-        weights = family_weights(self.families)
-        found = {f: d.upper for f, d in distances.items() if d.upper is not None}
+        pooled = [family for family in self.families if family != "best_of_n"]  # which pays again at every reply
+        weights = family_weights(pooled)
+        found = {f: upper for f in pooled if (upper := distances[f].upper) is not None}
         if not found:
             return Frontier(None, None, distances, "no family reaches the behaviour")
         price = {f: upper.value + surprisal(weights[f]) for f, upper in found.items()}
@@ -287,6 +291,18 @@ def _null_distance(rows: pl.DataFrame, tau: float) -> Distance:
     return Distance(bits if does_it else None, bits, bits, "null", prior, 0, sentence)
 
 
+def _sampling_distance(rows: pl.DataFrame) -> Distance:
+    """Drawing replies at temperature 1 until one is right: -log2 of its probability, bits **a reply** and not once for
+    all. Exact on the test items, since teacher forcing gives that probability without a draw."""
+    found, prior = rows.row(0, named=True), str(rows["prior"][0])
+    value = float(found["upper_bits"])
+    bits = Bits(value, "exact", value, value, 1.0, "BEST OF N", prior, (("a reply", value),))
+    draws = f"{2.0**value:,.0f}" if value < 40.0 else f"2^{value:.0f}"
+    return Distance(
+        bits, bits, bits, "best_of_n", prior, None, f"{value:.1f} bits a reply, one of {draws} sampled replies"
+    )
+
+
 def _sentence(distance: Distance, size: int | None, seeds: int | None) -> str:
     upper, lower = distance.upper, distance.lower
     if upper is not None:
@@ -333,6 +349,8 @@ def _frontier_sentence(distances: dict[str, Distance], best: str, value: float) 
     for family, distance in distances.items():
         if distance.upper is None:
             parts.append(f"{family}: {distance.sentence}")
+        elif family == "best_of_n":
+            parts.append(f"best_of_n, {distance.sentence}")
         elif family == best:
             own, all_in = at_most(distance.upper.value), at_most(value)
             parts.insert(0, f"cheapest is {family}, at most {own} bits ({all_in} with the choice among families)")

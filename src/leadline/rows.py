@@ -51,7 +51,8 @@ Point = dict[str, Any]  # one row of points.parquet
 def null_points(
     threshold: float | None, task: Task, scored: Mapping[str, tuple[Tensor, Tensor]], key: str
 ) -> list[Point]:
-    """Size 0 on both splits, and the direct cost of a constant reply. threshold: None where a loss alone is scored."""
+    """Size 0 on both splits, what sampling replies until one is right costs (bits a reply), and the direct cost of a
+    constant reply. threshold: None where a loss alone is scored."""
     common = {"family": "null", "size": 0, "seed": -1, "role": task.role, "control": task.name, "key": key,
               "prior": "nothing is inserted", "chosen": True}  # fmt: skip
     found = []
@@ -61,6 +62,13 @@ def null_points(
         if split == "test" and row["outcome"] == "reached":
             found.append(_row({**row, "estimator": "NULL", "kind": "exact", "upper_bits": 0.0, "estimate_bits": 0.0}))
         cost = prefill_bits(bits.double().cpu().numpy())
+        if split == "test" and threshold is not None and math.isfinite(cost):
+            found.append(_row({
+                **row, "family": "best_of_n", "estimator": "BEST OF N", "kind": "exact", "upper_bits": cost,
+                "prior": "the model's own replies at temperature 1; paid for every reply", "lower_bits": cost,
+                "estimate_bits": cost, "stderr_bits": 0.0, "outcome": "reached", "score": None, "score_low": None,
+                "score_high": None,
+            }))  # fmt: skip
         if split == "test" and task.target is not None and not math.isnan(cost):
             length = len(task.items["test"][0].context.target)
             found.append(_row({

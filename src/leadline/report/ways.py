@@ -82,6 +82,8 @@ def _bounds(result: Result) -> list[dict[str, Any]]:
     """Where each family's certified upper bound lies, at the threshold."""
     found = []
     for family in result.families:
+        if family == "best_of_n":  # bits a reply: not on this axis
+            continue
         try:
             upper = result.distance(family=family).upper
         except NoDistance:
@@ -98,8 +100,9 @@ def cheapest_words(result: Result) -> str:
         frontier = result.cheapest()
     except NoDistance:
         return ""
-    found = {family: d.upper.value for family, d in frontier.distances.items() if d.upper is not None}
-    open_ends = [family for family, d in frontier.distances.items() if d.upper is None and family != "null"]
+    distances = {family: d for family, d in frontier.distances.items() if family != "best_of_n"}
+    found = {family: d.upper.value for family, d in distances.items() if d.upper is not None}
+    open_ends = [family for family, d in distances.items() if d.upper is None and family != "null"]
     if not found:
         return f"No way in was found: {', '.join(map(_said, open_ends))}."
     order = sorted(found, key=lambda family: (found[family], family))
