@@ -81,6 +81,16 @@ def test_what_a_killed_build_left_is_swept_away_after_a_day(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".b-2.partial", ".config", "made"]
 
 
+def test_a_folder_elsewhere_sweeps_nothing_away(tmp_path):
+    """Beside an exported folder lies what is not leadline's."""
+    other = tmp_path / ".mine.partial"
+    other.mkdir()
+    long_ago = time.time() - cache.ABANDONED_SECONDS - 60
+    os.utime(other, (long_ago, long_ago))
+    assert damaged_file(cache.new_folder(tmp_path / "made", build)) is None
+    assert other.is_dir()
+
+
 @pytest.mark.parametrize("name", ["one", "two", SEAL])
 def test_any_change_is_found(tmp_path, name):
     made = whole_folder(tmp_path / "made", build)

@@ -35,6 +35,16 @@ def test_each_slot_cuts_the_rendered_chat_at_its_place(model, slot, before, afte
     assert (text(model, found[0]), text(model, found[1])) == (before, after)
 
 
+@pytest.mark.parametrize("form", ["chat", "raw"])
+@pytest.mark.parametrize("slot", ["start", "before_user", "after_user", "before_reply"])
+def test_what_is_written_around_the_slot_has_its_tokens(model, slot, form):
+    renderer = Renderer(model, slot)
+    written = renderer.written("w1 w2", form)
+    tokens = tuple(tuple(model.tokenizer(part, add_special_tokens=False)["input_ids"]) for part in written)
+    assert tokens == renderer.user("w1 w2", form)
+    assert tokens[0] + tokens[1] == sum(Renderer(model, "before_reply").user("w1 w2", form), ())
+
+
 def test_without_an_intervention_the_tokens_are_those_of_the_template(model):
     whole = model.tokenizer.apply_chat_template(TURNS, tokenize=False, add_generation_prompt=True)
     wanted = model.tokenizer(whole, add_special_tokens=False)["input_ids"]

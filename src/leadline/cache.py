@@ -45,6 +45,13 @@ def whole_folder(path: Path, build: Callable[[Path], None]) -> Path:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path.parent)
+    return new_folder(path, build)
+
+
+def new_folder(path: Path, build: Callable[[Path], None]) -> Path:
+    """As `whole_folder`, for a path that is not there, or is an empty folder, in a place that is not leadline's own:
+    nothing beside it is swept away."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-", suffix=PARTIAL))
     try:
         build(temporary)

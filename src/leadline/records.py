@@ -206,6 +206,15 @@ def stored_spec(folder: Path) -> dict[str, Any] | None:
     return spec
 
 
+def stored_tasks(folder: Path) -> list[dict[str, Any]]:
+    """What items.json holds of a run: plain data for `items.from_json`. Raises UserError when it is damaged or lost."""
+    stored = _read_json(folder / "items.json")
+    if stored is None or not isinstance(stored.get("tasks"), list):
+        raise damaged(folder / "items.json")
+    tasks: list[dict[str, Any]] = stored["tasks"]
+    return tasks
+
+
 def read_spec(folder: Path) -> Any:
     """spec.json for those who only read. Raises OSError, ValueError or UserError."""
     return _read_told(folder / "spec.json")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from tokenizers import AddedToken
 
@@ -17,6 +17,7 @@ from leadline.model import FrozenModel
 from leadline.spec import UserError
 
 SENTINEL = "<|leadline slot|>"
+Form = Literal["chat", "raw"]
 
 
 class Renderer:
@@ -35,8 +36,25 @@ class Renderer:
             raise UserError(f"The target {text!r} tokenises to nothing", "target", "Give a target with some text.")
         return tokens
 
+    def user(self, text: str, form: Form) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Tokens before and after the slot where a user says this and nothing was said before."""
+        return self.chat([{"role": "user", "content": text}]) if form == "chat" else self.raw(text)
+
+    def written(self, text: str, form: Form) -> tuple[str, str]:
+        """The same as text, special tokens by their names: for tools that have the tokenizer and not this class. That
+        the tokens of the two parts are those of `user` is the rule, and has to be looked at."""
+        whole = self._rendered([{"role": "user", "content": text}]) if form == "chat" else self._plain(text)
+        if self.slot == "start":
+            return "", whole
+        before, _, after = whole.partition(SENTINEL)
+        return before, after
+
     def chat(self, messages: Sequence[dict[str, str]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Tokens before and after the slot of a chat that ends where the reply begins."""
+        return self._split(self.tokenizer(self._rendered(messages), add_special_tokens=False)["input_ids"])
+
+    def _rendered(self, messages: Sequence[dict[str, str]]) -> str:
+        """A chat as the template writes it, the sentinel at a slot that lies within a turn."""
         if not self.model.tokenizer.chat_template:
             raise UserError(
                 "This model has no chat template", f"model {self.model.name}",
@@ -55,21 +73,28 @@ class Renderer:
             text = users[-1]["content"]
             users[-1]["content"] = SENTINEL + text if self.slot == "before_user" else text + SENTINEL
         try:
-            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
         except Exception as error:  # templates raise jinja errors of their own wording ("System role not supported")
             raise UserError(
                 f"The chat template refuses this context: {error}", f"slot {self.slot}", "Choose another slot."
             ) from error
-        return self._split(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def raw(self, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Tokens before and after the slot of plain text that the reply continues. Empty text is a start token."""
-        begin = self.model.tokenizer.bos_token_id
-        body = {"before_user": SENTINEL + text, "after_user": text + SENTINEL}.get(self.slot, text)
-        tokens = self.tokenizer(body, add_special_tokens=False)["input_ids"]
-        if begin is not None or not text:
+        tokens = self.tokenizer(self._body(text), add_special_tokens=False)["input_ids"]
+        if self._begins(text):
             tokens = [self.model.start_token, *tokens]
         return self._split(tokens)
+
+    def _plain(self, text: str) -> str:
+        begin = self.model.tokenizer.convert_ids_to_tokens(self.model.start_token) if self._begins(text) else ""
+        return f"{begin}{self._body(text)}"
+
+    def _body(self, text: str) -> str:
+        return {"before_user": SENTINEL + text, "after_user": text + SENTINEL}.get(self.slot, text)
+
+    def _begins(self, text: str) -> bool:
+        return self.model.tokenizer.bos_token_id is not None or not text
 
     def _split(self, tokens: list[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         if self.slot == "start":
