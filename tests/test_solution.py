@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
-from commands import small_run
+from commands import call, refused, small_run
 from leadline import solution as solutions
 from leadline.engine import Engine
+from leadline.integrations import NOTE
+from leadline.integrations.prompt_embeds import assemble
 from leadline.result import Result
 from leadline.spec import UserError
 from leadline.trial import reply
@@ -80,3 +85,54 @@ def test_lost_items_are_damage(finished, tmp_path):
     (run / "items.json").unlink()
     with pytest.raises(UserError, match=r"damaged \(.*items.json\)"):
         solutions.find(run)
+
+
+# The command
+
+
+def test_export_writes_a_folder_and_prints_its_path(capsys, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    code, out, _ = call(capsys, "export", run, "--format", "prompt-embeds")
+    folder = run / "export" / "prompt-embeds-soft_prompt-1"
+    assert (code, out.strip()) == (0, str(folder))
+    found = solutions.find(run)
+    context = found.context("What is this?")
+    embeds = assemble(folder, found.model, "What is this?")
+    assert len(embeds) == len(context.before) + 1 + len(context.after)
+    assert torch.equal(embeds[len(context.before)], found.edit.values[0, 0])
+    assert json.loads((folder / NOTE).read_text())["model"] == "organism:random"
+    assert "There is something already" in refused(capsys, "export", run, "--format", "prompt-embeds")
+    code, out, _ = call(
+        capsys, "export", run, "--format", "peft", "--family", "lora", "--out", tmp_path / "new" / "lora"
+    )
+    assert (code, out.strip()) == (0, str(tmp_path / "new" / "lora"))
+    assert {"adapter_config.json", "adapter_model.safetensors", NOTE} < {p.name for p in Path(out.strip()).iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["--format", "peft"],
+            r"stands behind 2 tokens: .* \(--format peft, slot before_user\)\. Measure a behaviour with",
+        ),
+        (["--format", "peft", "--family", "steering"], r"PEFT has no format for steering \(--format peft\)"),
+        (["--format", "vocab-rows", "--family", "prefix"], r"Prefix is no input embeddings \(--format vocab-rows\)"),
+        (["--format", "gguf"], r"gguf.*--format.*\(command line\)"),
+        (["--format", "peft", "--size", "3"], r"no solution of size 3 \(--size\)"),
+        ([], r"--format.*\(command line\)"),
+    ],
+)
+def test_export_refuses_in_one_message(capsys, finished, arguments, said):
+    assert re.search(said, refused(capsys, "export", finished, *arguments))
+    assert not (finished / "export").is_dir() or not list((finished / "export").iterdir())
+
+
+def test_nothing_is_written_where_something_is(capsys, finished, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for place in (tmp_path, tmp_path / "file"):
+        assert "There is something already" in refused(capsys, "export", finished, "--format", "peft", "--out", place)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    (tmp_path / "empty").mkdir()
+    call(capsys, "export", finished, "--format", "vocab-rows", "--out", tmp_path / "empty")
+    assert (tmp_path / "empty" / "model.safetensors").is_file()

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import cyclopts
 from cyclopts import App, Parameter
@@ -27,6 +27,7 @@ EXAMPLES = """Examples:
   leadline measure --behaviour my.jsonl --sizes 1,2,4    your own prompts
   leadline show runs/NAME                 the numbers of a run again
   leadline try runs/NAME "How are you?"   a reply with and without the solution
+  leadline export runs/NAME --format peft the solution for other tools
   leadline list behaviours                what there is
 
 Exit codes: 0 done, 1 a run failed, 2 the input is wrong, 130 stopped by Ctrl-C.
@@ -230,6 +231,36 @@ def try_(run: Path, text: str, /, *, size: int | None = None, tokens: int = 60) 
     console = Console()
     for label, value in (("without", found.without), (f"with {found.what}", found.with_solution)):
         console.print(f"[bold]{escape(label)}[/bold]\n{escape(value)}\n", highlight=False)
+
+
+@app.command(help_epilogue="Example: leadline export runs/NAME --format peft")
+def export(
+    run: Path,
+    /,
+    *,
+    format: Literal["peft", "prompt-embeds", "vocab-rows"],
+    family: str | None = None,
+    size: int | None = None,
+    out: Path | None = None,
+) -> None:
+    """A solution that a run found, as a folder that other tools read.
+
+    Parameters
+    ----------
+    run
+        Run directory.
+    format
+        peft; prompt-embeds: embeddings and the text around them, for servers; vocab-rows (experimental): a whole model.
+    family
+        Of the solution; by default any family of the run.
+    size
+        Of the solution; by default the smallest one that reached the threshold, else the largest.
+    out
+        A new folder; by default RUN/export/FORMAT-FAMILY-SIZE.
+    """
+    from leadline.integrations.export import export as write
+
+    print(write(run, format, size, family, out))
 
 
 @app.command(name="list", help_epilogue="Example: leadline list behaviours")
