@@ -15,7 +15,7 @@ from leadline.edits import EmbeddingEdit
 from leadline.engine import Context, Engine
 from leadline.fragility import PASSING, Measured, around, fragility, noise_tolerance, precision
 from leadline.objective import Objective
-from leadline.priors import EmbeddingPrior, embedding_prior, normal
+from leadline.priors import EmbeddingPrior, Priors, normal
 from models import cosine_at, wired_model
 
 STEP = 2 ** (1 / module.OCTAVE)
@@ -241,7 +241,7 @@ def test_k11_the_wired_transformer_bears_the_noise_that_its_cone_allows():
     truth = optimize.brentq(lambda s: stats.nct.sf(edge, dims - 1, far / s) - PASSING, 0.05, 3)
     # tokens by number: p1 is 1, p3 and p4 are 3 and 4, m1 is the first after the eight p and "</s>"
     context = Context((), (4, 4, 3, dims + 1), (1,))
-    prior, objective = embedding_prior(model), Objective(Engine(model))
+    prior, objective = Priors(model).embedding, Objective(Engine(model))
 
     def edited(latents):
         return [context] * len(latents), EmbeddingEdit(prior.embeddings(latents), (1,) * len(latents))

@@ -24,8 +24,8 @@ class Plain(Intervention):
     def __init__(self, *shape: int) -> None:
         self.shape = shape
 
-    def embeddings(self, latents):
-        return latents
+    def edit(self, latents):
+        raise AssertionError("a solver asks for no edit")
 
 
 def trained(solver, start, loss, steps=300, draws=64, wrap=lambda loss: loss):

@@ -9,10 +9,14 @@ from leadline.solvers.variational import Variational
 
 # Adam's step sizes in whitened coordinates, the same at every size (benchmarks/learning_rate.py, docs/decisions.md).
 POINT_RATE, MEAN_RATE, WIDTH_RATE = 0.14, 0.07, 0.1
+DIRECTIONS, DIRECTION_RATE = 8, 0.05  # along which q is squeezed, and the step of their entries
 
 
 def solver_for(beta: float | None, first_beta: float | None) -> Solver:
     """The solver of one cell: gradient without a beta, else variational with beta rising from `first_beta`."""
     if beta is None:
         return Gradient(POINT_RATE)
-    return Variational(first_beta=first_beta or beta, beta=beta, rate=MEAN_RATE, scale_rate=WIDTH_RATE)
+    return Variational(
+        first_beta=first_beta or beta, beta=beta, rate=MEAN_RATE, scale_rate=WIDTH_RATE, directions=DIRECTIONS,
+        direction_rate=DIRECTION_RATE,
+    )  # fmt: skip
