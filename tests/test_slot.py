@@ -88,3 +88,28 @@ def test_a_target_without_tokens_is_refused(model):
     with pytest.raises(UserError, match="tokenises to nothing"):
         Renderer(model, "before_user").reply("  ")
     assert Renderer(model, "before_user").reply("w1 w2") == (7, 8)
+
+
+@pytest.mark.parametrize("slot", ["start", "before_user", "after_user", "before_reply", "system"])
+def test_a_typed_text_stands_between_the_tokens_around_the_slot(model, slot):
+    renderer = Renderer(model, slot)
+    before, after = renderer.chat(TURNS)
+    assert renderer.chat_with(TURNS, " w7 w8 ") == (*before, *model.tokenizer("w7 w8")["input_ids"], *after)
+    if slot != "system":
+        before, after = renderer.raw("w1 w2")
+        assert renderer.raw_with("w1 w2", " w7 w8 ") == (*before, *model.tokenizer("w7 w8")["input_ids"], *after)
+
+
+@pytest.mark.parametrize("slot", ["before_user", "after_user"])
+def test_a_typed_text_may_grow_together_with_its_neighbours(model, slot):
+    word = model.tokenizer.convert_tokens_to_ids("w12")
+    own, typed = ("2", "w1") if slot == "before_user" else ("w1", "2")
+    assert word in Renderer(model, slot).chat_with([{"role": "user", "content": own}], typed)
+    assert word in Renderer(model, slot).raw_with(own, typed)
+
+
+def test_typed_into_empty_plain_text_it_follows_the_start_token(model):
+    assert Renderer(model, "before_user").raw_with("", "w1") == (1, *model.tokenizer("w1")["input_ids"])
+    assert Renderer(model, "start").raw_with("", "w1") == (*model.tokenizer("w1")["input_ids"], 1)
+    plain = frozen(model.network, word_tokenizer(words(), begin=None))
+    assert Renderer(plain, "start").raw_with("2", "w1") == (plain.tokenizer.convert_tokens_to_ids("w12"),)
