@@ -7,5 +7,6 @@ are fresh ones, never those that a cell was chosen on.
 from leadline.estimators.cond import cond
 from leadline.estimators.kl import kl, kl_limit_bits
 from leadline.estimators.monte_carlo import monte_carlo
+from leadline.estimators.text import text_bound
 
-__all__ = ["cond", "kl", "kl_limit_bits", "monte_carlo"]
+__all__ = ["cond", "kl", "kl_limit_bits", "monte_carlo", "text_bound"]
