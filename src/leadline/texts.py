@@ -1,0 +1,125 @@
+"""Text prompts meet the model: what a text costs under the model's own distribution, and what a search for one asks.
+
+Knows no behaviour and no solver's steps; texts are tokens here, and whether they can be typed is `TextPrompt`'s to say.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from leadline.edits import EmbeddingEdit, no_edit
+from leadline.engine import Context, Engine
+from leadline.interventions.text_prompt import TextPrompt
+from leadline.model import FrozenModel
+from leadline.objective import CHUNK_ROWS, Objective
+from leadline.solvers.token_search import Problem
+
+
+class TextPrior:
+    """The model's own distribution over n tokens at the slot, n fixed: p(t_1 | prefix) p(t_2 | prefix, t_1) ...
+
+    It sums to 1 over all sequences of n tokens, so no end of the text is part of it: how long a text is, the weights of
+    the sizes pay for (docs/measurement.md section 1), and an end token would have that paid twice. Sequences that hold
+    an end token, or that nobody can type, have their share of the mass and are never counted as successes.
+
+    prefix: what stands before the slot whatever the item is (`item_free_prefix`). Where that is nothing, the start
+            token: a probability needs something to come after
+    Probabilities are those that the model computes in its own dtype: a certified bound wants it in float32.
+    """
+
+    name = "the model's own text at the slot"
+
+    def __init__(self, model: FrozenModel, prefix: Sequence[int]) -> None:
+        self.prefix = tuple(prefix) or (model.start_token,)
+        self._model = model
+        # all but the last token: the first token of the text is predicted from that one
+        self._objective = Objective(Engine(model, self.prefix[:-1]))
+
+    @torch.no_grad()
+    def surprisal_bits(self, tokens: Tensor) -> Tensor:
+        """(texts, n) tokens to (texts,) float64 -log2 of their probability."""
+        rows = [Context(self.prefix, (), tuple(text)) for text in tokens.tolist()]
+        bits = [
+            self._objective.bits(chunk, self._nothing(len(chunk)))
+            for chunk in (rows[start : start + CHUNK_ROWS] for start in range(0, len(rows), CHUNK_ROWS))
+        ]
+        return torch.cat(bits).double().cpu()
+
+    def sample(self, count: int, size: int, draws: torch.Generator) -> list[tuple[int, ...]]:
+        """`count` sequences of `size` tokens drawn from this prior. ValueError where the window is too small.
+
+        The engine stops a reply at an end token, and this prior goes on: such a row is continued from where it stopped.
+        """
+        if len(self.prefix) + size > self._model.window:
+            raise ValueError(f"{size} tokens after {len(self.prefix)} do not fit into {self._model.window}")
+        texts: list[tuple[int, ...]] = [()] * count
+        while open_ := [row for row, text in enumerate(texts) if len(text) < size][:CHUNK_ROWS]:
+            length = min(len(texts[row]) for row in open_)
+            rows = [row for row in open_ if len(texts[row]) == length]
+            contexts = [Context((*self.prefix, *texts[row]), (), ()) for row in rows]
+            found = self._objective.engine.sample(contexts, self._nothing(len(rows)), size - length, draws)
+            for row, more in zip(rows, found, strict=True):
+                texts[row] += more
+        return texts
+
+    def _nothing(self, rows: int) -> EmbeddingEdit:
+        return no_edit(rows, self._model.hidden_size, self._model.network.dtype, self._model.device)
+
+
+def item_free_prefix(contexts: Sequence[Context]) -> tuple[int, ...]:
+    """The tokens before the slot that all contexts start with: the template's, and none of an item's. To be taken over
+    all items of a behaviour, since a few of them may share more by accident."""
+    columns = zip(*(context.before for context in contexts), strict=False)
+    return tuple(column[0] for column in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
+
+
+def token_gradient(objective: Objective, contexts: Sequence[Context]) -> Callable[[Tensor], Tensor]:
+    """(n,) tokens to the (n, vocabulary) derivative of the mean loss in bits over the contexts with respect to the
+    one-hot rows of the text: entry (i, v) is the slope towards token v's embedding at position i.
+
+    The loss sees the text through its embeddings alone, so the derivative by these, times the matrix of embeddings as
+    the first block receives them, is the derivative by the one-hot rows (Zou and others, 2307.15043, section 2.2).
+    """
+    model = objective.engine.model
+    with torch.no_grad():
+        table = model.embed(torch.arange(model.network.get_input_embeddings().weight.shape[0], device=model.device))
+
+    def gradient(tokens: Tensor) -> Tensor:
+        values = table[tokens.to(table.device)].float().requires_grad_()
+        repeated = values.expand(len(contexts), *values.shape)
+        loss = objective.bits(contexts, EmbeddingEdit(repeated, (len(tokens),) * len(contexts))).mean()
+        (slope,) = torch.autograd.grad(loss, values)
+        return slope @ table.float().T
+
+    return gradient
+
+
+def mean_losses(objective: Objective, contexts: Sequence[Context], prompt: TextPrompt) -> Callable[[Tensor], Tensor]:
+    """(texts, n) tokens to (texts,) float64 mean loss in bits a reply over the contexts, without gradients."""
+
+    @torch.no_grad()
+    def losses(candidates: Tensor) -> Tensor:
+        pairs = [(text, context) for text in range(len(candidates)) for context in contexts]
+        bits = []
+        for start in range(0, len(pairs), CHUNK_ROWS):
+            chunk = pairs[start : start + CHUNK_ROWS]
+            edit = prompt.edit(candidates[[text for text, _ in chunk]])
+            bits.append(objective.bits([context for _, context in chunk], edit).double().cpu())
+        return torch.cat(bits).reshape(len(candidates), len(contexts)).mean(1)
+
+    return losses
+
+
+def text_problem(prompt: TextPrompt, prior: TextPrior, objective: Objective, contexts: Sequence[Context]) -> Problem:
+    """What `token_search` is given to find a text that works on these contexts."""
+    return Problem(
+        gradient=token_gradient(objective, contexts),
+        losses=mean_losses(objective, contexts, prompt),
+        price_bits=prior.surprisal_bits,
+        survives=lambda tokens: prompt.text(tokens) is not None,
+        allowed=prompt.allowed,
+    )

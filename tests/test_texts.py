@@ -1,0 +1,161 @@
+"""A text's price and a search's closures against transformers itself, slow twins and enumeration; and one search, end
+to end, on the trained tiny model."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from leadline.behaviour import questions
+from leadline.edits import no_edit
+from leadline.engine import Context, Engine, shared_prefix
+from leadline.interventions.text_prompt import TextPrompt, place
+from leadline.model import load
+from leadline.objective import objective_for
+from leadline.priors import generator
+from leadline.slot import Renderer
+from leadline.solvers.token_search import TokenSearch, begin, search
+from leadline.texts import TextPrior, item_free_prefix, mean_losses, text_problem, token_gradient
+from models import VOCABULARY, random_model
+
+PREFIX = (1, 3, 9)
+CONTEXTS = [Context((1, 3, 9), (12, 4), (20, 21, 2)), Context((1, 3), (11,), (22, 2)), Context((1, 3, 9), (), (23,))]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model("llama")
+
+
+def chain_bits(model, prefix, tokens) -> float:
+    """Surprisal of tokens after a prefix, one forward pass of transformers a token."""
+    bits, line = 0.0, list(prefix)
+    for token in tokens:
+        with torch.no_grad():
+            logits = model.network(torch.tensor([line])).logits[0, -1].double()
+        bits -= float(logits.log_softmax(-1)[token]) / math.log(2)
+        line.append(token)
+    return bits
+
+
+def test_surprisal_is_the_chain_rule(model) -> None:
+    texts = torch.tensor([[7, 8, 9], [2, 7, 2], [63, 0, 1]])
+    for prefix in (PREFIX, (1,)):
+        wanted = [chain_bits(model, prefix, text) for text in texts.tolist()]
+        found = TextPrior(model, prefix).surprisal_bits(texts)
+        torch.testing.assert_close(found, torch.tensor(wanted).double(), rtol=1e-6, atol=1e-5)
+
+
+def test_after_nothing_a_text_comes_after_the_start_token(model) -> None:
+    texts = torch.tensor([[7, 8]])
+    assert float(TextPrior(model, ()).surprisal_bits(texts)) == pytest.approx(chain_bits(model, (1,), (7, 8)))
+
+
+def test_texts_of_one_length_have_all_the_mass(model) -> None:
+    every = torch.tensor(list(itertools.product(range(VOCABULARY), repeat=2)))
+    assert float(torch.exp2(-TextPrior(model, PREFIX).surprisal_bits(every)).sum()) == pytest.approx(1, abs=1e-5)
+
+
+def test_samples_are_draws_of_the_prior_beyond_end_tokens_too(model) -> None:
+    """Chi-square over all pairs of tokens, rare pairs as one, after the prefix that makes the end token likeliest: the
+    engine stops there, and the prior does not."""
+    singles = torch.arange(VOCABULARY)[:, None]
+    ends = [float(TextPrior(model, (1, v)).surprisal_bits(torch.tensor([[model.end_of_reply]]))) for v in singles[:, 0]]
+    prior, draws = TextPrior(model, (1, ends.index(min(ends)))), 4000
+    found = torch.tensor(prior.sample(draws, 2, generator("samples")))
+    assert found.shape == (draws, 2)
+    assert int((found[:, 0] == model.end_of_reply).sum()) > 400
+
+    every = torch.cartesian_prod(singles[:, 0], singles[:, 0])
+    expected = torch.exp2(-prior.surprisal_bits(every)) * draws
+    counts = torch.bincount(found[:, 0] * VOCABULARY + found[:, 1], minlength=len(every)).double()
+    often = expected > 5
+    cells = torch.stack([torch.cat([x[often], x[~often].sum()[None]]) for x in (counts, expected)])
+    assert int((every[often, 0] == model.end_of_reply).sum()) > 5
+    statistic, degrees = float(((cells[0] - cells[1]) ** 2 / cells[1]).sum()), cells.shape[1] - 1
+    assert statistic < degrees + 4 * math.sqrt(2 * degrees)
+
+
+def test_a_sample_longer_than_the_window_is_refused() -> None:
+    gpt2 = random_model("gpt2")
+    assert len(TextPrior(gpt2, PREFIX).sample(1, gpt2.window - 3, generator("long"))[0]) == gpt2.window - 3
+    with pytest.raises(ValueError, match="do not fit"):
+        TextPrior(gpt2, PREFIX).sample(1, gpt2.window - 2, generator("long"))
+
+
+def test_the_prefix_is_what_all_items_share() -> None:
+    assert item_free_prefix(CONTEXTS) == (1, 3)
+    assert item_free_prefix(CONTEXTS[:1]) == (1, 3, 9)
+    assert item_free_prefix([*CONTEXTS, Context((), (1,), (2,))]) == ()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma", "gpt2"])
+def test_the_gradient_is_that_of_a_product_with_one_hot_rows(architecture: str) -> None:
+    model = random_model(architecture)
+    tokens = torch.tensor([7, 30, 7])
+    fast = token_gradient(objective_for(Engine(model)), CONTEXTS)(tokens)
+
+    one_hot = torch.nn.functional.one_hot(tokens, VOCABULARY).float().requires_grad_()
+    embed = model.network.get_input_embeddings()
+    written = one_hot @ embed(torch.arange(VOCABULARY))
+    bits = []
+    for context in CONTEXTS:
+        pieces = [
+            embed(torch.tensor(part, dtype=torch.long)) for part in (context.before, context.after, context.target)
+        ]
+        line = torch.cat([pieces[0], written, *pieces[1:]])[None]
+        logits = model.network(inputs_embeds=line).logits[0, -len(context.target) - 1 : -1]
+        nats = torch.nn.functional.cross_entropy(logits, torch.tensor(context.target), reduction="sum")
+        bits.append(nats / math.log(2))
+    (slow,) = torch.autograd.grad(torch.stack(bits).mean(), one_hot)
+    assert fast.shape == (3, VOCABULARY)
+    assert float((fast - slow).abs().max()) < 1e-5 * float(slow.abs().max())
+
+
+def test_losses_are_those_of_the_tokens_themselves(model) -> None:
+    """Chunks of rows, contexts of several lengths, and a shared prefix, against one row of token ids at a time."""
+    texts = torch.randint(VOCABULARY, (40, 2), generator=generator("texts"))
+    rows = [[chain_bits(model, (*c.before, *text, *c.after), c.target) for c in CONTEXTS] for text in texts.tolist()]
+    wanted = torch.tensor(rows).double().mean(1)
+    for shared in ((), (1,)):
+        found = mean_losses(objective_for(Engine(model, shared)), CONTEXTS, TextPrompt(model, []))(texts)
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-4)
+
+
+def test_a_search_on_the_tiny_model_finds_a_text_that_holds_elsewhere(tiny_model_folder) -> None:
+    """ "no" as the reply to any question costs about 19 bits. Eight printed characters found on four questions take at
+    least half of that away on forty others, and the string of them, typed in, is scored the same."""
+    model = load("organism:tiny", "float32,eager,1")
+    renderer = Renderer(model, "before_user")
+    chats = [[{"role": "user", "content": question}] for question in questions()[:44]]
+    places = [place(renderer, chat) for chat in chats]
+    target = (*renderer.reply("no"), model.end_of_reply)
+    contexts = [Context(place.before, place.after, target) for place in places]
+    train, held = contexts[:4], contexts[4:]
+    prior, prompt = TextPrior(model, item_free_prefix(contexts)), TextPrompt(model, places)
+    objective = objective_for(Engine(model, shared_prefix(contexts)))
+    problem = text_problem(prompt, prior, objective, train)
+
+    how = TokenSearch("test", 0.0, top_k=16, candidates=32)
+    drawn = prior.sample(32, 8, generator("proposals"))
+    state = search(problem, how, 6, begin(problem, how, drawn))
+    assert state.scored <= 32 * 7
+    text = prompt.text(state.best)
+    assert text is not None
+    assert text.isprintable()
+
+    def bits(rows: list[Context]) -> torch.Tensor:
+        nothing = no_edit(len(rows), model.hidden_size, model.network.dtype, model.device)
+        return objective_for(Engine(model)).evaluate(rows, nothing)[0].double()
+
+    typed = [Context((), renderer.chat_with(chat, text), target) for chat in chats]
+    found = mean_losses(objective, held, prompt)(torch.tensor([state.best]))
+    assert float(found) < 0.5 * float(bits(held).mean())
+    torch.testing.assert_close(found[0], bits(typed[4:]).mean(), rtol=1e-5, atol=1e-4)
+    assert state.best_objective == pytest.approx(float(bits(typed[:4]).mean()), rel=1e-4)
+
+    price = float(prior.surprisal_bits(torch.tensor([state.best])))
+    assert price == pytest.approx(chain_bits(model, contexts[0].before, state.best), rel=1e-4)
