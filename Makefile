@@ -83,4 +83,6 @@ clean:
 .venv/.development: .venv/.installed
 	$(say) 'Installing the development tools (about a minute).'
 	@$(PIP) -e '.[dev]'
+	@# An oracle of the tests. It works with our transformers and asks for an older one, so it comes alone.
+	@$(PIP) --no-deps nanogcg
 	@touch $@
