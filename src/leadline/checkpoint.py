@@ -1,4 +1,4 @@
-"""Checkpoints of one unit of work: a training batch's state, or the margins of draws scored so far.
+"""Checkpoints of one unit of work: a training batch's state, a token search's, or the margins of draws scored so far.
 
 Written at least every 20 seconds, whole, as safetensors; a killed process continues from the last one and, since all
 randomness is a function of labels and step, ends in the same numbers. Knows nothing of what the numbers mean.
@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from leadline.progress import Reporter
 from leadline.records import Run
 from leadline.solvers.base import State
+from leadline.solvers.token_search import State as TextState
 
 EVERY_SECONDS = 20.0
 
@@ -90,6 +93,23 @@ class Checkpoint:
             return None
         self._before = float(found[1]["seconds"])
         return torch.from_numpy(found[0]["margins"].copy())
+
+    def texts(self, state: TextState, steps: int, now: bool = False) -> None:
+        """After each step of a token search: reports, and saves when it is time."""
+        self._reporter.progress(state.step, steps, f"best objective {state.best_objective:.3g} bits")
+        if self._due(now):
+            note = {**asdict(state), "objective": repr(state.objective), "best_objective": repr(state.best_objective)}
+            held = {"state": json.dumps(note), "seconds": repr(self.seconds)}
+            self._run.write_arrays(self.name, {"tokens": np.asarray(state.tokens)}, held)
+
+    def restore_texts(self) -> TextState | None:
+        """The state of a token search that was stopped, or None."""
+        found = self._run.read_arrays(self.name)
+        if found is None:
+            return None
+        self._before = float(found[1]["seconds"])
+        note = json.loads(found[1]["state"])
+        return TextState(**{**note, **{name: float(note[name]) for name in ("objective", "best_objective")}})
 
     def _due(self, now: bool) -> bool:
         due = now or time.monotonic() - self._saved > EVERY_SECONDS

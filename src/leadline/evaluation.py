@@ -13,7 +13,7 @@ from torch import Tensor
 
 from leadline.edits import no_edit
 from leadline.engine import Context
-from leadline.interventions.base import Intervention, edit
+from leadline.interventions.base import Writes, edit
 from leadline.objective import CHUNK_ROWS, Objective
 from leadline.scoring import hits, level, needed
 
@@ -25,7 +25,7 @@ def score_null(objective: Objective, contexts: Sequence[Context]) -> tuple[Tenso
 
 
 def score_latents(
-    objective: Objective, contexts: Sequence[Context], intervention: Intervention, latents: Tensor
+    objective: Objective, contexts: Sequence[Context], intervention: Writes, latents: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(items,) bits and (items,) margins, item i under its own latent: latents is (items, *shape)."""
     with torch.no_grad():
@@ -35,7 +35,7 @@ def score_latents(
 def score_draws(
     objective: Objective,
     contexts: Sequence[Context],
-    intervention: Intervention,
+    intervention: Writes,
     latents: Tensor,
     threshold: float,
     margins: Tensor | None = None,

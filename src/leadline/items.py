@@ -193,13 +193,18 @@ def from_json(data: list[dict[str, Any]]) -> list[Task]:
     ]
 
 
+def sources(behaviour: Behaviour) -> Sequence[Any]:
+    """The distinct contexts of a behaviour as they are given: texts, or tuples of messages."""
+    if behaviour.contexts == "empty":
+        return [""]
+    return questions() if behaviour.contexts == "pool" else behaviour.contexts
+
+
 def _contexts(behaviour: Behaviour, spec: RunSpec, renderer: Renderer) -> tuple[list[str], list[Around]]:
     """What people read of each context, and its tokens around the slot."""
-    source = behaviour.contexts
-    if source == "empty":
-        contexts: Sequence[Any] = [""] * (3 * spec.items + MOST_TRAIN)
-    else:
-        contexts = questions() if source == "pool" else source
+    contexts = sources(behaviour)
+    if behaviour.contexts == "empty":
+        contexts = [""] * (3 * spec.items + MOST_TRAIN)
     _need(len(contexts), len(contexts), behaviour, spec)
     texts, rendered = [], []
     for context in contexts:

@@ -20,10 +20,9 @@ from leadline import behaviour as behaviours
 from leadline import rows
 from leadline.behaviour import Behaviour
 from leadline.checkpoint import Checkpoint
-from leadline.edits import Edit
 from leadline.engine import Context
-from leadline.evaluation import first_item_hits, in_s, score_draws, score_latents, score_null
-from leadline.interventions.base import Intervention, edit
+from leadline.evaluation import first_item_hits, in_s, score_latents, score_null
+from leadline.interventions.base import edit
 from leadline.model import FrozenModel, load
 from leadline.plan import (
     BUDGETS,
@@ -36,6 +35,7 @@ from leadline.plan import (
     candidates,
     first_cells,
     gradient_cells,
+    latent_families,
     loss_cells,
     next_cells,
 )
@@ -47,11 +47,11 @@ from leadline.result import Result
 from leadline.solvers import solver_for
 from leadline.solvers.base import Row, State, begin, train
 from leadline.spec import RunSpec, field_errors
+from leadline.text_stage import text_prompts
 from leadline.work import Work, open_work
 
 SAMPLES = 8  # test items whose replies are kept for people to read
 DRAWN_SAMPLES = 4  # validation items, each under a draw of its own, whose replies are kept of a cell with a beta
-REPLY_TOKENS = 48
 CONFIRM_DRAWS = 32
 
 
@@ -91,6 +91,7 @@ def measure(
         if wanted.scored == "exact":
             certify(work, cells)
             prior_draws(work)
+        text_prompts(work)
         return work.finish()
 
 
@@ -104,7 +105,7 @@ def baseline(work: Work) -> None:
         scored = {split: score_null(work.objective, task.contexts(split)) for split in ("validation", "test")}
         found = rows.null_points(work.tau, task, scored, key)
         costs = {split: bits.double().tolist() for split, (bits, _) in scored.items()}
-        work.write(key, {"points": found, "costs": costs}, samples=_samples(work, task.name, "test", SAMPLES))
+        work.write(key, {"points": found, "costs": costs}, samples=work.samples(task.name, "test", SAMPLES))
 
 
 def size_curve(work: Work) -> None:
@@ -124,7 +125,7 @@ def size_curve(work: Work) -> None:
         null = work.null_costs(best.task, "test")
         point = rows.curve_point(work.about(best), work.tau, "test", *scored, null)
         latents = mean.expand(SAMPLES, *intervention.shape)
-        work.write(key, {"points": [point]}, samples=_samples(work, best.task, "test", SAMPLES, intervention, latents))
+        work.write(key, {"points": [point]}, samples=work.samples(best.task, "test", SAMPLES, intervention, latents))
     work.save_points()
 
 
@@ -221,7 +222,7 @@ def _write_trained(work: Work, cell: Cell, line: Row, state: State, index: int, 
         about = work.about(cell)
         found.append(rows.curve_point(about, work.tau, split, bits, margins, null, parameters, made))
         if cell.beta is not None:
-            samples = _samples(work, cell.task, split, DRAWN_SAMPLES, line.intervention, latents)
+            samples = work.samples(cell.task, split, DRAWN_SAMPLES, line.intervention, latents)
     if not cell.task and work.tau is not None:
         work.reporter.scored(found[-1]["score"])
     arrays = {name: value.cpu().numpy() for name, value in parameters.items()}
@@ -256,7 +257,8 @@ def certify(work: Work, cells: Sequence[Cell]) -> None:
         record: dict[str, Any] = {"points": points}
         if not best.task:  # whether hits carry over to a second split is asked of the behaviour
             chosen = latents[in_s(margins, work.spec.threshold)][:CONFIRM_DRAWS]
-            again = _scored(work, key, f"confirmation of {best.label}", chosen, best, "confirm")
+            title = f"confirmation of {best.label}"
+            again = work.scored(key, title, best.task, "confirm", work.intervention(best), chosen)
             counts = {"hits": int(in_s(again, work.spec.threshold).sum()), "draws": len(chosen)}
             record["confirmation"] = {"/".join(map(str, curve)): counts}
         work.write(key, record, arrays)
@@ -267,25 +269,12 @@ def _drawn(work: Work, key: str, cell: Cell, split: str, draws: int) -> tuple[Te
     intervention = work.intervention(cell)
     noise = normal((draws, *intervention.shape), "draws", cell.label, split).to(work.model.device)
     latents = solver_for(cell.beta, cell.first_beta).draw(work.trained(cell.label), noise)
-    return _scored(work, key, f"{split} draws of {cell.label}", latents, cell, split), latents
-
-
-def _scored(work: Work, key: str, title: str, latents: Tensor, cell: Cell, split: str) -> Tensor:
-    """(draws, items) margins; continues where a killed process stopped."""
-    checkpoint = Checkpoint(work.run, digest([work.hash, key, split]), work.reporter)
-    work.reporter.stage(title)
-    contexts, threshold = work.task(cell.task).contexts(split), work.spec.threshold
-    start = checkpoint.restore_margins()
-    margins = score_draws(
-        work.objective, contexts, work.intervention(cell), latents, threshold, start, checkpoint.margins
-    )
-    checkpoint.margins(margins, now=True)
-    return margins
+    return work.scored(key, f"{split} draws of {cell.label}", cell.task, split, intervention, latents), latents
 
 
 def prior_draws(work: Work) -> None:
     """Draws of the prior itself: the exact answer where any of them hits, the certified lower bound where none does."""
-    for family in work.spec.family if work.spec.prior_draws else ():
+    for family in latent_families(work.spec) if work.spec.prior_draws else ():
         for size in work.spec.sizes_of(family):
             cell = Cell("", family, size, -1, None)
             key = work.key("prior", family, str(size))
@@ -293,27 +282,6 @@ def prior_draws(work: Work) -> None:
                 continue
             latents = normal((work.spec.prior_draws, *work.intervention(cell).shape), "prior", family, size)
             title = f"draws of the prior, {family} {size}"
-            margins = _scored(work, key, title, latents.to(work.model.device), cell, "test")
+            margins = work.scored(key, title, cell.task, "test", work.intervention(cell), latents.to(work.model.device))
             point = rows.prior_point(work.about(cell, key), work.spec.threshold, margins)
             work.write(key, {"points": [point], "prior_items": first_item_hits(margins, work.spec.threshold)})
-
-
-def _samples(
-    work: Work, task: str, split: str, count: int,
-    intervention: Intervention | None = None, latents: Tensor | None = None,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Greedy free-running replies on some items, for people to read: item i under the i-th of the latents, if any."""
-    items = work.task(task).items[split][:count]
-    contexts = [item.context for item in items]
-    written: Edit = work.no_edit(len(items))
-    if latents is not None and intervention is not None:
-        with torch.no_grad():
-            written = edit([intervention], [latents[: len(items)]])
-    longest = max(len(context.target) for context in contexts)
-    replies = work.engine.generate(contexts, written, max(REPLY_TOKENS, longest))
-    decode = work.model.tokenizer.decode
-    return [
-        {"item": number, "split": split, "draw": 0, "prompt": item.prompt, "reply": decode(list(reply)),
-         "target": item.target, "hit": reply[: len(item.context.target)] == item.context.target}
-        for number, (item, reply) in enumerate(zip(items, replies, strict=True))
-    ]  # fmt: skip

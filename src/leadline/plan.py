@@ -82,11 +82,16 @@ class Cell:
         return self.task, self.family, self.size
 
 
+def latent_families(spec: RunSpec) -> list[str]:
+    """Families with a Gaussian prior over latents; texts are searched for in `text_stage`."""
+    return [family for family in spec.family if family != "text_prompt"]
+
+
 def gradient_cells(spec: RunSpec, tasks: Sequence[str]) -> list[Cell]:
     """The size curve: every size and seed of the behaviour, and the smallest size of each control."""
     return [
         Cell(task, family, size, seed, None)
-        for family in spec.family
+        for family in latent_families(spec)
         for task in tasks
         for size in (spec.sizes_of(family)[:1] if task else spec.sizes_of(family))
         for seed in range(spec.seeds)

@@ -17,6 +17,7 @@ from leadline.estimators.cond import cond
 from leadline.estimators.kl import kl
 from leadline.estimators.monte_carlo import monte_carlo
 from leadline.estimators.prefill import prefill_bits
+from leadline.estimators.text import text_bound
 from leadline.evaluation import in_s
 from leadline.information import (
     Bound,
@@ -141,6 +142,22 @@ def bound_points(
     shared = {**about, **counts, "split": "test", "kind": "certified upper", "outcome": outcome}
     found = [_row({**shared, **_bound(bound), "estimator": name}) for name, bound in bounds.items()]
     return found, {"log_ratio_bits": ratio, "hit": hit, "margins": margins.cpu().numpy()}
+
+
+def text_points(about: Point, promised: Sequence[float], found: Sequence[float], tried: int) -> list[Point]:
+    """TEXT, and what validation promised of it. promised: prices in bits of the texts that hold on validation items;
+    found: of those that hold on test items too;  tried: how many were scored there"""
+    choice = text_bound([-bits for bits in promised]).upper
+    bound = text_bound([-bits for bits in found]).upper
+    counts = {"p_hits": len(found), "p_draws": tried}
+    points = [_row({**about, **counts, "split": "validation", "estimator": "CHOICE",
+                    "estimate_bits": choice.value if choice else None})]  # fmt: skip
+    if bound is not None:
+        points.append(_row({
+            **about, **counts, "split": "test", "estimator": "TEXT", "kind": "certified upper", "outcome": "reached",
+            "upper_bits": bound.value, "estimate_bits": bound.value, "stderr_bits": 0.0,
+        }))  # fmt: skip
+    return points
 
 
 def prior_point(about: Point, threshold: float, margins: Tensor) -> Point:

@@ -66,6 +66,18 @@ class TextPrior:
                 texts[row] += more
         return texts
 
+    @torch.no_grad()
+    def redrawn(self, tokens: Sequence[int], count: int, draws: torch.Generator) -> list[list[int]]:
+        """So many texts that differ from this one in at most one token, drawn anew from the prior given what stands
+        before it, at a place drawn uniformly."""
+        row = [Context(self.prefix, (), tuple(tokens))]
+        logits = self._objective.engine.target_logits(row, self._nothing(1)).logits
+        where = torch.randint(len(tokens), (count,), generator=draws)
+        which = torch.multinomial(logits.float().softmax(-1).cpu()[where], 1, generator=draws)[:, 0].tolist()
+        return [
+            [*tokens[:place], token, *tokens[place + 1 :]] for place, token in zip(where.tolist(), which, strict=True)
+        ]
+
     def _nothing(self, rows: int) -> EmbeddingEdit:
         return no_edit(rows, self._model.hidden_size, self._model.network.dtype, self._model.device)
 
@@ -122,4 +134,5 @@ def text_problem(prompt: TextPrompt, prior: TextPrior, objective: Objective, con
         price_bits=prior.surprisal_bits,
         survives=lambda tokens: prompt.text(tokens) is not None,
         allowed=prompt.allowed,
+        redrawn=prior.redrawn,
     )

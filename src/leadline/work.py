@@ -19,24 +19,29 @@ from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
 
 import leadline
 from leadline.behaviour import Behaviour
-from leadline.edits import EmbeddingEdit, no_edit
+from leadline.checkpoint import Checkpoint
+from leadline.edits import Edit, EmbeddingEdit, no_edit
 from leadline.engine import Engine, shared_prefix
+from leadline.evaluation import score_draws
 from leadline.information import luck_ceiling
 from leadline.interventions import make
-from leadline.interventions.base import Intervention
+from leadline.interventions.base import Intervention, Writes, edit
 from leadline.items import SPLITS, Task, from_json, prepare, to_json
 from leadline.model import FrozenModel
 from leadline.objective import objective_for
-from leadline.plan import BUDGETS, Cell, Seen
+from leadline.plan import BUDGETS, Cell, Seen, latent_families
 from leadline.priors import Priors
 from leadline.progress import Reporter
 from leadline.records import RECIPE, Arrays, Run, digest, open_run
 from leadline.result import Result
 from leadline.solvers.base import Parameters
 from leadline.spec import RunSpec, UserError
+
+REPLY_TOKENS = 48  # of a sample reply, at least
 
 
 class Work:
@@ -49,7 +54,7 @@ class Work:
         self.hash = digest([*asked, compute, made_with(spec, model)])
         self._interventions: dict[tuple[str, int], Intervention] = {}
         self._priors = Priors(model)
-        for family in spec.family:  # before anything is begun: a size may not fit
+        for family in latent_families(spec):  # before anything is begun: a size may not fit
             for size in spec.sizes_of(family):
                 self.intervention(Cell("", family, size, 0, None))
         self.tasks = self._prepare()
@@ -145,6 +150,10 @@ class Work:
         """This cell's test rows are the reported ones."""
         self._chosen.add(self.cell_key(cell))
 
+    def choose_key(self, key: str) -> None:
+        """As `choose`, for a record that is no trained cell."""
+        self._chosen.add(key)
+
     @property
     def tau(self) -> float | None:
         """The threshold of exact matches; None for a behaviour that has a loss alone."""
@@ -158,6 +167,36 @@ class Work:
     def no_edit(self, rows: int) -> EmbeddingEdit:
         """The null intervention."""
         return no_edit(rows, self.model.hidden_size, self.model.network.dtype, self.model.device)
+
+    def scored(self, key: str, title: str, task: str, split: str, writes: Writes, latents: Tensor) -> Tensor:
+        """(draws, items) margins of latents, or of texts as tokens, on one split of a task; a killed process continues
+        where it stopped. key: of the record that they are for"""
+        checkpoint = Checkpoint(self.run, digest([self.hash, key, split]), self.reporter)
+        self.reporter.stage(title)
+        contexts, start = self.task(task).contexts(split), checkpoint.restore_margins()
+        margins = score_draws(self.objective, contexts, writes, latents, self.spec.threshold, start, checkpoint.margins)
+        checkpoint.margins(margins, now=True)
+        return margins
+
+    def samples(
+        self, task: str, split: str, count: int, writes: Writes | None = None, latents: Tensor | None = None
+    ) -> list[dict[str, Any]]:
+        """Greedy free-running replies on some items, for people to read: item i under the i-th of the latents, if
+        any."""
+        items = self.task(task).items[split][:count]
+        contexts = [item.context for item in items]
+        written: Edit = self.no_edit(len(items))
+        if latents is not None and writes is not None:
+            with torch.no_grad():
+                written = edit([writes], [latents[: len(items)]])
+        longest = max(len(context.target) for context in contexts)
+        replies = self.engine.generate(contexts, written, max(REPLY_TOKENS, longest))
+        decode = self.model.tokenizer.decode
+        return [
+            {"item": number, "split": split, "draw": 0, "prompt": item.prompt, "reply": decode(list(reply)),
+             "target": item.target, "hit": reply[: len(item.context.target)] == item.context.target}
+            for number, (item, reply) in enumerate(zip(items, replies, strict=True))
+        ]  # fmt: skip
 
     def flops(self, task: Task, sequences: int) -> float:
         """Floating point operations of so many training sequences: forward 2 and backward 2 for each parameter and

@@ -26,7 +26,9 @@ from leadline.information import (
 
 SAMPLED = ("COND", "KL", "MC")
 """Estimators whose bound comes from draws, in the order in which they are reported."""
-PAYING = (*SAMPLED, "PREFILL")
+COMPUTED = {"PREFILL": "spelling it out", "TEXT": "texts that work"}
+"""Estimators that draw nothing, and what their bits were paid for."""
+PAYING = (*SAMPLED, *COMPUTED)
 PROMISED_HITS = 32
 """MC is reported in place of COND where validation promises this many hits among the prior draws."""
 
@@ -78,14 +80,14 @@ def estimate_bits(row: Row) -> float:
     """Point estimate of a row's bound, NaN where none is stored; a prefill's price is computed and not sampled."""
     value = row["estimate_bits"]
     if value is None:
-        value = row["upper_bits"] if row["estimator"] == "PREFILL" else math.nan
+        value = row["upper_bits"] if row["estimator"] in COMPUTED else math.nan
     return float(value)
 
 
 def _stderr_bits(row: Row) -> float:
     value = row["stderr_bits"]
     if value is None:
-        value = 0.0 if row["estimator"] == "PREFILL" else math.nan
+        value = 0.0 if row["estimator"] in COMPUTED else math.nan
     return float(value)
 
 
@@ -110,7 +112,7 @@ def upper_bits(row: Row, weight: float, prior: str) -> Bits:
         hit_part = surprisal(clopper_pearson_lower(hits, draws, level))
         paid = [("-log2 p", hit_part), (rest, value - hit_part)]
     else:
-        paid = [("spelling it out" if name == "PREFILL" else "-log2 p", value)]
+        paid = [(COMPUTED.get(name, "-log2 p"), value)]
     if charge > 0.0:
         paid.append(("size choice", charge))
     ends = (low + charge, high + charge)

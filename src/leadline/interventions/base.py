@@ -5,10 +5,17 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Protocol
 
 from torch import Tensor
 
 from leadline.edits import Edit, join
+
+
+class Writes(Protocol):
+    """Whatever turns (rows, ...) numbers into an edit of as many rows: an intervention, or texts given as tokens."""
+
+    def edit(self, latents: Tensor) -> Edit: ...
 
 
 class Intervention(ABC):
@@ -34,7 +41,7 @@ class Intervention(ABC):
         return math.prod(self.shape)
 
 
-def edit(interventions: Sequence[Intervention], latents: Sequence[Tensor]) -> Edit:
+def edit(interventions: Sequence[Writes], latents: Sequence[Tensor]) -> Edit:
     """One edit for rows of different families and sizes: latents[i] is (rows_i, *shape_i) under interventions[i]. Their
     edits must be of one kind."""
     return join([intervention.edit(latent) for intervention, latent in zip(interventions, latents, strict=True)])

@@ -67,23 +67,23 @@ class TextPrompt:
                 return None
         return string
 
-    def edit(self, tokens: Tensor) -> EmbeddingEdit:
+    def edit(self, latents: Tensor) -> EmbeddingEdit:
         """(rows, n) tokens as the edit that writes their embeddings."""
-        return EmbeddingEdit(self._model.embed(tokens.to(self._model.device)), (tokens.shape[1],) * len(tokens))
+        return EmbeddingEdit(self._model.embed(latents.to(self._model.device)), (latents.shape[1],) * len(latents))
 
 
 def allowed_tokens(model: FrozenModel) -> Tensor:
-    """(vocabulary,) bool: tokens that print by themselves. Not those that steer (special tokens, ends of a reply), not
-    control characters and line breaks, not pieces of a character, and no rows of the embedding without a token.
-    Stricter than need be: pieces that make up a character together are left out, and with them the texts of such
-    characters, which can only make a bound larger."""
+    """(vocabulary,) bool: tokens that print by themselves, line breaks among them. Not those that steer (special
+    tokens, ends of a reply), not other control characters, not pieces of a character, and no rows of the embedding
+    without a token. Stricter than need be: pieces that make up a character together are left out, and with them the
+    texts of such characters, which can only make a bound larger."""
     tokenizer = model.tokenizer
     added = {token for token, entry in tokenizer.added_tokens_decoder.items() if entry.special}
     steering = added | {*tokenizer.all_special_ids, *model.end_tokens}
     allowed = torch.zeros(model.network.get_input_embeddings().weight.shape[0], dtype=torch.bool)
     for token in range(min(len(tokenizer), len(allowed))):
         string = tokenizer.decode([token], clean_up_tokenization_spaces=False)
-        prints = bool(string) and string.isprintable() and REPLACEMENT not in string
+        prints = bool(string) and string.replace("\n", " ").isprintable() and REPLACEMENT not in string
         allowed[token] = prints and token not in steering
     return allowed
 

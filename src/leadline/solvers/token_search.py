@@ -28,6 +28,8 @@ class Problem:
     price_bits: (texts, n) tokens to (texts,) surprisal under the prior, in bits
     survives:   whether n tokens are a text that can be typed
     allowed:    (vocabulary,) bool, tokens that may be swapped in
+    redrawn:    n tokens, a count and a generator to so many texts with one token drawn anew from the prior: the
+                gradient knows what works, the prior what is likely, and swaps come from both. None: from the gradient
     """
 
     gradient: Callable[[Tensor], Tensor]
@@ -35,6 +37,7 @@ class Problem:
     price_bits: Callable[[Tensor], Tensor]
     survives: Callable[[Sequence[int]], bool]
     allowed: Tensor
+    redrawn: Callable[[Sequence[int], int, torch.Generator], list[list[int]]] | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class TokenSearch:
 
     label:      says all that tells this search from others; randomness hashes it
     beta:       bits of loss that a bit of price is worth: the objective is loss + beta * price. At 0 no price is asked
+                for. Below `keep_bits` a lower loss is worth nothing, so that a text that works goes on to be cheaper
     top_k:      tokens a position that a swap is drawn from
     candidates: swaps drawn a step; doubles and those that do not survive are dropped
     keep_bits:  texts of at most this loss are kept, to be scored as successes afterwards; -inf keeps none. Where every
@@ -105,7 +109,11 @@ def search(
     while state.step < steps:
         gradient = problem.gradient(torch.tensor(state.tokens))
         draws = generator("token search", how.label, state.step)
-        drawn = swaps(gradient, state.tokens, problem.allowed, how.top_k, how.candidates, draws)
+        half = how.candidates if problem.redrawn is None else math.ceil(how.candidates / 2)
+        drawn = swaps(gradient, state.tokens, problem.allowed, how.top_k, half, draws)
+        if problem.redrawn is not None:
+            more = problem.redrawn(state.tokens, how.candidates - half, draws)
+            drawn += [text for text in more if text not in drawn and text != state.tokens]
         _move(problem, how, state, [text for text in drawn if problem.survives(text)])
         state.step += 1
         after_step(state)
@@ -140,9 +148,9 @@ def _move(problem: Problem, how: TokenSearch, state: State, texts: list[list[int
         return
     candidates = torch.tensor(texts)
     losses = problem.losses(candidates).double().cpu()
-    objectives = losses
+    objectives = losses.clamp_min(how.keep_bits)
     if how.beta > 0.0:
-        objectives = losses + how.beta * problem.price_bits(candidates).double().cpu()
+        objectives = objectives + how.beta * problem.price_bits(candidates).double().cpu()
     state.scored += len(texts)
     for text, loss in zip(texts, losses.tolist(), strict=True):
         if loss <= how.keep_bits and text not in state.kept:

@@ -1,0 +1,256 @@
+"""The text prompts of a measurement: searched for on training items, chosen on validation items, certified on test
+items by the prior mass of those that work, and drawn blindly for the lower bound.
+
+What a text is, is in `interventions.text_prompt`; what it costs, in `texts`; how it is searched for, in
+`solvers.token_search`. Here they meet a run's items and records.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from leadline import rows
+from leadline.behaviour import Behaviour
+from leadline.checkpoint import Checkpoint
+from leadline.evaluation import first_item_hits, in_s, score_latents
+from leadline.interventions.text_prompt import Place, TextPrompt, place
+from leadline.items import SPLITS, sources
+from leadline.model import FrozenModel
+from leadline.plan import best_restart
+from leadline.priors import generator
+from leadline.probe import Compute
+from leadline.records import digest
+from leadline.slot import Renderer
+from leadline.solvers.token_search import Problem, TokenSearch, begin, search
+from leadline.spec import Scale
+from leadline.texts import TextPrior, item_free_prefix, text_problem
+from leadline.work import Work
+
+FAMILY = "text_prompt"
+BETA = 0.03  # bits of loss that a bit of text is worth to the search: first a text that works, then a cheaper one
+KEEP_BITS = 1.0  # texts of at most this loss on training items are kept: they may work on all items
+PLACES = 12  # contexts in which every candidate is typed; all contexts in which a text has to be right before it counts
+ASKED = ("{}", "Say: {}", "Say: {}\n", "Repeat after me: {}", "Answer every question with the words {}.")
+SAMPLES = 8  # test items whose replies are kept for people to read
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long the search runs at one scale.
+
+    steps, candidates, top_k: of `token_search`
+    contexts: training items that a candidate is scored on, the same ones throughout
+    drawn:    proposals drawn from the model itself
+    judged:   texts at most that are scored on validation items
+    """
+
+    steps: int
+    candidates: int
+    top_k: int
+    contexts: int
+    drawn: int
+    judged: int
+
+
+BUDGETS: dict[Scale, Budget] = {
+    "ci": Budget(16, 24, 16, 8, 8, 16),
+    "default": Budget(32, 32, 64, 8, 16, 32),
+    "full": Budget(200, 128, 128, 16, 64, 128),
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One task at one size: where its records are keyed, and the columns that its points share."""
+
+    task: str
+    size: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.task or 'behaviour'} {FAMILY} {self.size}"
+
+    def about(self, prior: str, seed: int, key: str) -> dict[str, Any]:
+        role = "control" if self.task else "behaviour"
+        return {
+            "family": FAMILY, "size": self.size, "seed": seed, "control": self.task, "beta": None, "role": role,
+            "prior": prior, "batch": "", "key": key,
+        }  # fmt: skip
+
+
+def text_prompts(work: Work) -> None:
+    """The whole family, for the behaviour at every size and for controls at the smallest."""
+    if FAMILY not in work.spec.family:
+        return
+    exact = _float32(work.model)
+    contexts = [context for split in SPLITS for context in work.tasks[0].contexts(split)]
+    prior = TextPrior(exact, item_free_prefix(contexts))
+    everywhere = places(Renderer(work.model, work.behaviour.slot), work.behaviour)
+    for task in work.tasks:
+        sizes = work.spec.sizes_of(FAMILY)
+        for size in sizes[:1] if task.name else sizes:
+            curve = Curve(task.name, size)
+            seeds = [_searched(work, curve, seed, prior, everywhere) for seed in range(work.spec.seeds)]
+            _tested(work, curve, prior, everywhere, seeds)
+            work.save_points()
+    if work.tau is not None and work.spec.prior_draws:
+        for size in work.spec.sizes_of(FAMILY):
+            _drawn(work, Curve("", size), prior, everywhere)
+
+
+def places(renderer: Renderer, behaviour: Behaviour) -> list[Place]:
+    """Every context of a behaviour as a place where a text can be typed."""
+    found = []
+    for context in sources(behaviour):
+        if not isinstance(context, str):
+            found.append(place(renderer, [message.model_dump() for message in context]))
+        elif behaviour.format == "chat":
+            found.append(place(renderer, [{"role": "user", "content": context}]))
+        else:
+            found.append(place(renderer, context))
+    return found
+
+
+def _searched(work: Work, curve: Curve, seed: int, prior: TextPrior, everywhere: Sequence[Place]) -> dict[str, Any]:
+    """The record of one search: the chosen text's points on training and validation items, and the texts that hold on
+    validation items, cheapest first."""
+    budget, label = BUDGETS[work.spec.scale], f"{curve.label} seed {seed}"
+    key = work.key("texts", label)
+    if not work.done(key):
+        task = work.task(curve.task)
+        train, validation = task.contexts("train"), task.contexts("validation")
+        prompt = TextPrompt(work.model, everywhere[:: max(1, len(everywhere) // PLACES)])
+        problem = text_problem(prompt, prior, work.objective, train[: budget.contexts])
+        how = TokenSearch(label, BETA, budget.top_k, budget.candidates, KEEP_BITS)
+        work.reporter.stage(f"search for a text, {label}")
+        checkpoint = Checkpoint(work.run, digest([work.hash, key]), work.reporter)
+        state = checkpoint.restore_texts()
+        if state is None:
+            state = begin(problem, how, proposals(work, curve, prior, problem, seed))
+        search(problem, how, budget.steps, state, lambda now: checkpoint.texts(now, budget.steps))
+        texts = _typed(work.model, everywhere, [state.best, *state.kept])
+        texts = [texts[i] for i in _cheapest(prior, texts)[: budget.judged]] if texts else []
+        holding: list[list[int]] = []
+        if texts and work.tau is not None:
+            margins = work.scored(
+                key, f"validation items, {label}", curve.task, "validation", prompt, torch.tensor(texts)
+            )
+            holding = [text for text, holds in zip(texts, in_s(margins, work.tau).tolist(), strict=True) if holds]
+        best = (holding or texts or [state.best])[0]
+        made = rows.Made(state.step, False, checkpoint.seconds, work.flops(task, state.scored * budget.contexts))
+        points = []
+        for split, items in (("train", train[: work.spec.items]), ("validation", validation)):
+            about = curve.about(prior.name, seed, key)
+            scored = score_latents(work.objective, items, prompt, torch.tensor([best] * len(items)))
+            null = work.null_costs(curve.task, split)
+            points.append(rows.curve_point(about, work.tau, split, *scored, null, made=made))
+        work.write(key, {"points": points, "texts": holding, "best": best}, {"tokens": np.asarray(best)})
+    record: dict[str, Any] = work.run.cell(key) or {}
+    return {**record, "key": key, "seed": seed}
+
+
+def _tested(
+    work: Work, curve: Curve, prior: TextPrior, everywhere: Sequence[Place], seeds: list[dict[str, Any]]
+) -> None:
+    """The best seed on test items, and TEXT: the mass of all texts of all seeds that hold on validation and on test
+    items. Nothing is paid for having looked at many: their masses add up, whichever they are."""
+    chosen = seeds[best_restart([seed["points"][-1] for seed in seeds])]
+    work.choose_key(chosen["key"])
+    key = work.key("text test", curve.label)
+    if work.done(key):
+        found = work.run.cell(key) or {}
+        work.extra.setdefault("texts", {})[_named(curve)] = found["string"]
+        return
+    prompt, task = TextPrompt(work.model, everywhere), work.task(curve.task)
+    best, items = torch.tensor(chosen["best"]), task.contexts("test")
+    about = curve.about(prior.name, chosen["seed"], chosen["key"])
+    scored = score_latents(work.objective, items, prompt, best.expand(len(items), -1))
+    point = rows.curve_point(about, work.tau, "test", *scored, work.null_costs(curve.task, "test"))
+    string = work.model.tokenizer.decode(best.tolist(), clean_up_tokenization_spaces=False)
+    record: dict[str, Any] = {"points": [point], "string": string}
+    texts = list(dict.fromkeys(tuple(text) for seed in seeds for text in seed["texts"]))
+    if texts and work.tau is not None:
+        margins = work.scored(key, f"test items, {curve.label}", curve.task, "test", prompt, torch.tensor(texts))
+        hits = [text for text, holds in zip(texts, in_s(margins, work.tau).tolist(), strict=True) if holds]
+        promised, found_bits = (_prices(prior, some) for some in (texts, hits))
+        record["points"] += rows.text_points(about, promised, found_bits, len(texts))
+        if hits and not curve.task:
+            again = work.scored(key, f"confirmation, {curve.label}", "", "confirm", prompt, torch.tensor(hits))
+            counts = {"hits": int(in_s(again, work.tau).sum()), "draws": len(hits)}
+            record["confirmation"] = {_named(curve): counts}
+    latents = best.expand(SAMPLES, -1)
+    work.write(key, record, samples=work.samples(curve.task, "test", SAMPLES, prompt, latents))
+    work.extra.setdefault("texts", {})[_named(curve)] = string
+
+
+def _drawn(work: Work, curve: Curve, prior: TextPrior, everywhere: Sequence[Place]) -> None:
+    """MC: texts drawn from the prior. What nobody could type is a miss."""
+    key = work.key("prior", FAMILY, str(curve.size))
+    if work.done(key) or work.tau is None:
+        return
+    prompt = TextPrompt(work.model, everywhere)
+    texts = prior.sample(work.spec.prior_draws, curve.size, generator("prior", FAMILY, curve.size))
+    typed = [row for row, text in enumerate(texts) if prompt.text(text) is not None]
+    margins = torch.full((len(texts), len(work.tasks[0].items["test"])), math.nan)
+    if typed:
+        tokens = torch.tensor([texts[row] for row in typed])
+        margins[typed] = work.scored(key, f"draws of the prior, {FAMILY} {curve.size}", "", "test", prompt, tokens)
+    point = rows.prior_point(curve.about(prior.name, -1, key), work.tau, margins)
+    work.write(key, {"points": [point], "prior_items": first_item_hits(margins, work.tau)})
+
+
+def proposals(work: Work, curve: Curve, prior: TextPrior, problem: Problem, seed: int) -> list[list[int]]:
+    """Texts of n tokens to begin with: plain ways of asking for the reply, where all contexts share one, or what the
+    behaviour says of itself; and texts drawn from the model. Each is cut, or said over again, to n tokens."""
+    task, budget, size = work.task(curve.task), BUDGETS[work.spec.scale], curve.size
+    asked = [form.format(task.target) for form in ASKED] if task.target is not None else []
+    if not curve.task and work.behaviour.description:
+        asked.append(work.behaviour.description)
+    tokenize = work.model.tokenizer
+    found: list[list[int]] = []
+    for text in asked:
+        tokens = [int(token) for token in tokenize(text, add_special_tokens=False)["input_ids"]]
+        found.append((tokens * math.ceil(size / len(tokens)))[:size])
+    draws = generator("proposals", curve.label, seed)
+    wanted = len(found) + budget.drawn
+    for _ in range(64):  # most draws of a text cannot be typed in some models
+        found += [list(text) for text in prior.sample(budget.drawn, size, draws)]
+        if sum(problem.survives(text) for text in found) >= min(wanted, budget.drawn):
+            break
+    return found
+
+
+def _typed(model: FrozenModel, everywhere: Sequence[Place], texts: Sequence[list[int]]) -> list[list[int]]:
+    """Those of the texts that can be typed into every context of the behaviour, each once."""
+    prompt = TextPrompt(model, everywhere)
+    return [list(text) for text in dict.fromkeys(map(tuple, texts)) if prompt.text(text) is not None]
+
+
+def _prices(prior: TextPrior, texts: Sequence[Sequence[int]]) -> list[float]:
+    """Surprisal of each text, in bits."""
+    return [float(bits) for bits in prior.surprisal_bits(torch.tensor(texts))] if texts else []
+
+
+def _cheapest(prior: TextPrior, texts: Sequence[Sequence[int]]) -> list[int]:
+    """Places of the texts from the cheapest to the dearest."""
+    prices = _prices(prior, texts)
+    return sorted(range(len(texts)), key=lambda place: prices[place])
+
+
+def _named(curve: Curve) -> str:
+    return f"{curve.task}/{FAMILY}/{curve.size}"
+
+
+def _float32(model: FrozenModel) -> FrozenModel:
+    """The model that prices texts: a certified bound wants its probabilities in float32."""
+    return model.with_compute(
+        Compute("float32", model.compute.attention, model.compute.threads, "the price of a text, in float32")
+        if model.compute.dtype != "float32"
+        else model.compute
+    )
