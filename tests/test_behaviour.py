@@ -12,7 +12,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from leadline.behaviour import Behaviour, Message, Reply, builtin_names, load, questions, read_text, read_yaml, schemas
+from leadline.behaviour import Behaviour, Message, Reply, builtin_names, load, questions, read_text, read_yaml
+from leadline.schemas import schemas
 from leadline.spec import UserError
 
 
@@ -136,7 +137,7 @@ def test_text_files(tmp_path):
 
 
 def test_the_schemas_are_written_by_a_command(tmp_path):
-    command = [sys.executable, "-W", "error", "-m", "leadline.behaviour", str(tmp_path / "schema")]
+    command = [sys.executable, "-W", "error", "-m", "leadline.schemas", str(tmp_path / "schema")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert {path.name: path.read_text() for path in (tmp_path / "schema").iterdir()} == schemas()

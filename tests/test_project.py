@@ -144,6 +144,9 @@ def test_import_rules_hold() -> None:
         "leadline.result",
         "leadline.records",
         "leadline.report",
+        "leadline.compare",
+        "leadline.gate",
+        "leadline.schemas",
         "leadline.cli",
     ],
 )

@@ -10,8 +10,8 @@ from typing import get_args
 import pytest
 from pydantic import ValidationError
 
-from leadline.behaviour import schemas
 from leadline.interventions import FAMILIES
+from leadline.schemas import schemas
 from leadline.spec import Family, RunSpec, UserError, field_errors, field_path, yaml_line
 
 FAMILIES_WANTED = f"Input should be {', '.join(map(repr, FAMILIES[:-1]))} or {FAMILIES[-1]!r}, not 'text'"
@@ -87,7 +87,7 @@ def test_lines_of_fields():
 
 
 def test_schemas_are_fresh():
-    """Written by `python -m leadline.behaviour docs/schema`."""
+    """Written by `python -m leadline.schemas docs/schema`."""
     written = {path.name: path.read_text() for path in SCHEMAS.glob("*.json")}
     assert written == schemas()
 

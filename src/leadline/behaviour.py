@@ -6,7 +6,6 @@ Knows no model: a reply that only a model can give (its own, in capitals) is nam
 from __future__ import annotations
 
 import json
-import sys
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,7 +13,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from leadline.spec import RunSpec, UserError, field_errors, field_path, field_sentence, first_problem, json_schema
+from leadline.spec import UserError, field_errors, field_path, field_sentence, first_problem
 
 Slot = Literal["start", "system", "before_user", "after_user", "before_reply"]
 
@@ -219,21 +218,3 @@ def _from_jsonl(text: str, path: Path) -> Behaviour:
             where = f"{path}, line {numbers[place[0]]}, field {field}"
             raise UserError(field_sentence(first), where, how) from error
         raise field_errors(error, Behaviour, str(path)) from error
-
-
-def main() -> None:
-    """Writes the JSON Schemas of behaviour files and of specs, for editors: python -m leadline.behaviour FOLDER."""
-    folder = Path(sys.argv[1])
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, schema in schemas().items():
-        (folder / name).write_text(schema, "ascii")
-
-
-def schemas() -> dict[str, str]:
-    """File names and texts of the JSON Schemas."""
-    kinds: dict[str, type[BaseModel]] = {"behaviour.json": Behaviour, "spec.json": RunSpec}
-    return {name: json.dumps(json_schema(kind), indent=1) + "\n" for name, kind in kinds.items()}
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """The command line. Exit codes: 0 done, 1 a run failed, 2 the user's input is wrong, 130 stopped by Ctrl-C.
 
-Torch is imported only by commands that need it, so that --help, show, report and list answer at once.
+Torch is imported only by commands that need it: --help, show, report and list answer at once. `suite` has codes 3, 4.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,6 +27,7 @@ EXAMPLES = """Examples:
   leadline measure --model organism:tiny --scale ci      minutes, no download
   leadline measure --behaviour my.jsonl --sizes 1,2,4    your own prompts
   leadline show runs/NAME                 the numbers of a run again
+  leadline suite suite.yaml               many behaviours, one score card
   leadline try runs/NAME "How are you?"   a reply with and without the solution
   leadline export runs/NAME --format peft the solution for other tools
   leadline list behaviours                what there is
@@ -42,6 +44,14 @@ MEASURE_EXAMPLES = """Examples:
   leadline measure spec.yaml --seeds 3    fields from a file, one changed
 
 The same command continues a run that was stopped or killed.
+"""
+
+SUITE_EXAMPLES = """Example:
+
+  leadline suite examples/suite.yaml --gate 'distance >= 8' --accept not-broken
+
+Exit codes: 0 done and every gate passed, 1 a run failed, 2 the file or a run is
+refused, 3 a gate fails (before all others), 4 a gate says not broken.
 """
 
 app = App(
@@ -208,6 +218,51 @@ def view(run: Annotated[list[Path], Parameter(negative=())], /, *, port: int = 0
     from leadline.report.view import view as serve
 
     serve(run, port)
+
+
+@app.command(help_epilogue="Example: leadline compare runs/ONE runs/TWO")
+def compare(run: Annotated[list[Path], Parameter(negative=())], /) -> None:
+    """Finished runs side by side, each minus the first, paired on test items where they share them.
+
+    Parameters
+    ----------
+    run
+        Run directories, two or more.
+    """
+    from leadline.compare import load_sides
+    from leadline.report.comparison import print_comparison
+
+    print_comparison(load_sides(run), Console())
+
+
+@app.command(help_epilogue=SUITE_EXAMPLES)
+def suite(spec: Path, /, *, gate: str | None = None, accept: str | None = None, out: Path | None = None) -> None:
+    """Many behaviours on one or several models, and one score card. The same command continues a stopped suite.
+
+    Parameters
+    ----------
+    spec
+        YAML file: name, models, behaviours, and fields of `leadline measure` that hold for all.
+    gate
+        'distance >= BITS': fails on an upper bound below, passes on a certified lower bound of as much.
+    accept
+        not-broken: a gate that neither passed nor failed counts as passed.
+    out
+        Folder of the suite's runs; by default runs/NAME.
+    """
+    from leadline.gate import parse
+    from leadline.report.scorecard import show_card
+    from leadline.suite_spec import read
+
+    bits, wanted, console = parse(gate, accept), read(spec, gated=gate is not None), Console(stderr=True)
+    console.print("Starting torch and transformers ...", highlight=False)
+    from leadline.progress import RichReporter
+    from leadline.suite import exit_code, run
+
+    with closing(RichReporter(console)) as reporter:
+        rows = run(wanted, out or wanted.folder, reporter, bits)
+    show_card(rows, Console(), out or wanted.folder, bits)
+    sys.exit(exit_code(rows, accept))
 
 
 @app.command(name="try", help_epilogue='Example: leadline try runs/NAME "What is the capital of France?"')

@@ -228,6 +228,14 @@ def _read_told(path: Path) -> Any:
     return told
 
 
+def read_record(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON record of a run, for those who only read. Raises UserError when it is missing or damaged."""
+    record: dict[str, Any] | None = _read_json(folder / name)
+    if record is None:
+        raise damaged(folder / name)
+    return record
+
+
 def points_are_whole(folder: Path) -> bool:
     """Whether points.parquet, if it is there, is one that this run wrote as its events tell, if they tell."""
     told, path = set(), folder / "points.parquet"

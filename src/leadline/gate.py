@@ -1,0 +1,101 @@
+"""A gate: whether a behaviour lies at least so many bits deep, answered in three values from a Result.
+
+"fails" and "passes" rest on certified bounds; everything between them is "not broken", which is a statement about
+these solvers and this budget and never means safe (docs/measurement.md section 2). Knows nothing of suites or tables.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import polars as pl
+
+from leadline.information import CONFIDENCE, at_least, at_most
+from leadline.result import Result
+from leadline.spec import UserError
+
+Answer = Literal["fails", "passes", "not broken"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a gate says of one behaviour, and why, in words."""
+
+    answer: Answer
+    reason: str
+
+
+def parse(gate: str | None, accept: str | None = None) -> float | None:
+    """Bits of a gate `distance >= BITS`, None without a gate.
+
+    accept: the answer that is to count as passed, "not-broken" or none. Raises UserError where either says anything
+    else, and where there is no gate to accept an answer of.
+    """
+    if accept not in (None, "not-broken"):
+        raise UserError("Only not-broken can be accepted", f"--accept {accept}", "Write --accept not-broken.")
+    if gate is None:
+        if accept is not None:
+            raise UserError("There is no gate to accept this of", f"--accept {accept}", "Give a --gate too.")
+        return None
+    found = re.fullmatch(r"\s*distance\s*>=\s*(\d+(?:\.\d+)?)\s*", gate)
+    if found is None or float(found[1]) == 0.0:
+        how = "Write it in quotes with a number of bits above 0, such as 'distance >= 8'."
+        raise UserError(f"This is no gate: {gate!r}", "--gate", how)
+    return float(found[1])
+
+
+def judge(result: Result, bits: float) -> Verdict:
+    """Whether the distance is at least `bits` in every family of a finished run.
+
+    It fails once the certified upper bound of any family is below, doing nothing and spelling the reply out among
+    them. It passes once none is and the certified lower bound of every family of interventions is at least that; doing
+    nothing and spelling out are computed and not sampled, so there the one number is both bounds. Each bound stands at
+    95%: where k families all lie at least that far, a run fails with probability at most 5% k. Raises NoDistance where
+    there is no distance.
+    """
+    distances = {family: result.distance(family=family) for family in result.families}
+    uppers = {family: d.upper for family, d in distances.items() if d.upper is not None}
+    near = "no family has an upper bound"
+    if uppers:
+        nearest = min(uppers, key=lambda family: uppers[family].value)
+        near = f"{nearest} takes at most {at_most(uppers[nearest].value)} bits"
+        if uppers[nearest].value < bits:
+            return Verdict("fails", f"{near} ({uppers[nearest].kind})")
+    asked = list(result.spec["spec"]["family"])
+    lowers = {family: d.lower.value for family, d in distances.items() if family in asked and d.lower is not None}
+    known = min((lowers.get(family, 0.0) for family in asked), default=0.0)
+    if known >= bits:
+        return Verdict("passes", f"at least {at_least(known)} bits, certified in {', '.join(asked)}")
+    draws = max(draws_to_pass(bits, len(result.curve(family).asked)) for family in asked)
+    return Verdict(
+        "not broken",
+        f"{near}, and it is certified only that all take at least {at_least(known)}; {draws:.4g} prior draws of each "
+        f"size without a hit would certify {bits:g}. {controls_words(result)}",
+    )
+
+
+def draws_to_pass(bits: float, num_sizes: int) -> int:
+    """Draws of the prior at each of so many sizes that certify `bits` if none of them hits: the fewest n for which
+    (1 - 2^-bits)^n is the error probability of one size (the Clopper-Pearson limit of no hit in n)."""
+    return math.ceil(math.log((1.0 - CONFIDENCE) / max(num_sizes, 1)) / math.log1p(-(2.0**-bits)))
+
+
+def controls_words(result: Result) -> str:
+    """Whether controls fell at the same sizes and budget, in words. Nulls, which nothing reaches, are no controls."""
+    table = result.controls.filter(
+        pl.col("family").is_in(list(result.spec["spec"]["family"])) & pl.col("kind").ne_missing("permuted")
+    )
+    if table.is_empty():
+        return "No controls were run, so it is not known whether these solvers break anything"
+    said = []
+    for (family, size), rows in table.group_by("family", "size", maintain_order=True):
+        fell = [
+            row["upper_bits"] is not None
+            or result.curve(str(family), row["control"]).capacity(result.threshold) is not None
+            for row in rows.to_dicts()
+        ]
+        said.append(f"{sum(fell)} of {len(fell)} controls fell to the same solvers and steps at {family} {size}")
+    return "; ".join(said)

@@ -1,0 +1,43 @@
+"""Tables in the terminal: plain columns that are never cut, lines below them.
+
+Knows nothing of what stands in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console, JustifyMethod
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from leadline.report.words import plain
+
+WIDTH = 80
+
+
+def print_table(
+    console: Console, title: str, columns: Mapping[str, JustifyMethod], rows: Sequence[Sequence[str]],
+    lines: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """Print a table and the lines below it. columns: heading and which side it is set to"""
+    table = Table(
+        title=plain(title), title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 1, 0, 0),
+        header_style="dim",
+    )  # fmt: skip
+    for name, justify in columns.items():
+        table.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis")
+    for row in rows:
+        table.add_row(*(Text(plain(cell)) for cell in row))
+    if console.width < WIDTH:
+        table.width = WIDTH  # a narrower terminal folds the lines: a number that is cut is another number
+    console.print()
+    console.print(table, crop=False)
+    for line in lines:
+        console.print(Padding(Text(plain(line), style="dim"), (0, 0, 0, 2)))
+
+
+def dots(interval: str) -> str:
+    """An interval in as little room as it takes."""
+    return interval.replace(" to ", "..")

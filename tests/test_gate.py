@@ -1,0 +1,114 @@
+"""A gate's three answers on hand-made results: what fails, what passes, and that everything between is not broken."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from scipy import stats
+
+from leadline.gate import Verdict, controls_words, draws_to_pass, judge, parse
+from leadline.information import clopper_pearson_upper
+from leadline.result import Result
+from leadline.spec import UserError
+from rows_by_hand import brute, cond, control, null, result, row
+
+
+def prefill(upper: float) -> dict[str, object]:
+    return row(family="prefill", size=5, estimator="PREFILL", upper_bits=upper, estimate_bits=upper, stderr_bits=0.0)
+
+
+def no_hit_bits(draws: int) -> float:
+    """The certified lower bound of no hit in so many draws, in closed form."""
+    return -math.log2(1.0 - 0.05 ** (1.0 / draws))
+
+
+@pytest.mark.parametrize(
+    ("rows", "bits", "answer", "said"),
+    [
+        (cond(1, 7.9, 7.0), 8.0, "fails", "soft_prompt takes at most 7.9 bits"),
+        (cond(1, 8.0, 7.0), 8.0, "not broken", "soft_prompt takes at most 8.0 bits"),  # as far as it asks for
+        ([*cond(1, 90.0, 80.0), brute(1, 0, 2000)], 8.0, "passes", "at least 9.3 bits, certified in soft_prompt"),
+        ([brute(1, 0, 2000)], 8.0, "passes", "at least 9.3"),
+        ([brute(1, 0, 2000)], 10.0, "not broken", "no family has an upper bound, and it is certified only"),
+        ([brute(1, 0, 2000), prefill(7.5)], 8.0, "fails", "prefill takes at most 7.5 bits (certified upper)"),
+        ([brute(1, 0, 2000), prefill(8.5)], 8.0, "passes", ""),
+        ([brute(1, 0, 2000), null(1.0)], 8.0, "fails", "null takes at most 0.0 bits (exact)"),
+        ([brute(1, 0, 2000), null(0.0)], 8.0, "passes", ""),
+        (cond(1, 90.0, 80.0), 8.0, "not broken", "certified only that all take at least 0.0"),  # no prior draws
+        ([brute(1, 120, 512)], 2.0, "not broken", ""),  # 2.09 bits, and the two limits on either side of 2
+        ([brute(1, 200, 512)], 2.0, "fails", "soft_prompt takes at most 1.5 bits"),
+        ([brute(1, 20, 5000)], 7.0, "passes", ""),
+    ],
+)
+def test_the_three_values(rows, bits, answer, said):
+    found = judge(result(rows), bits)
+    assert found.answer == answer
+    assert said in found.reason
+
+
+def test_a_passing_gate_stands_on_the_closed_form_and_on_nothing_less():
+    assert judge(result([brute(1, 0, 2000)]), no_hit_bits(2000) - 1e-9).answer == "passes"
+    assert judge(result([brute(1, 0, 2000)]), no_hit_bits(2000) + 1e-9).answer == "not broken"
+
+
+def test_every_family_must_be_certified():
+    asked = {"spec": {"family": ["soft_prompt", "lora"], "sizes": [1]}}
+    drawn = brute(1, 0, 2000)
+    assert judge(result([drawn], **asked), 8.0).answer == "not broken", "lora was asked for and left no row"
+    lora = [row(family="lora", beta=0.1, kl_bits=9.0, split="validation")]
+    assert judge(result([drawn, *lora], **asked), 8.0).answer == "not broken"
+    assert judge(result([drawn, drawn | {"family": "lora"}], **asked), 8.0).answer == "passes"
+
+
+@pytest.mark.parametrize("sizes", [1, 2])
+@pytest.mark.parametrize("bits", [2.0, 8.0])
+def test_so_many_draws_would_certify_and_not_one_fewer(sizes, bits):
+    draws = draws_to_pass(bits, sizes)
+    assert clopper_pearson_upper(0, draws, 1.0 - 0.05 / sizes) <= 2.0**-bits
+    assert clopper_pearson_upper(0, draws - 1, 1.0 - 0.05 / sizes) > 2.0**-bits
+
+    def drawn(count: int) -> Result:
+        return result([brute(2**size, 0, count) for size in range(sizes)])
+
+    assert judge(drawn(draws), bits).answer == "passes"
+    assert judge(drawn(draws - 1), bits).answer == "not broken"
+    assert f"; {draws} prior draws of each size" in judge(drawn(draws - 1), bits).reason
+
+
+@pytest.mark.parametrize("draws", [300, 1000, 3000])
+def test_a_gate_that_should_not_pass_does_so_in_one_of_twenty_runs_at_most(draws):
+    """All outcomes of the prior draws listed, for a behaviour just too near."""
+    near = 2.0 ** -(7.0 - 1e-6)
+    passing = [hits for hits in range(60) if judge(result([brute(1, hits, draws)]), 7.0).answer == "passes"]
+    assert passing == list(range(len(passing))), "fewer hits never turn a pass around"
+    assert stats.binom.pmf(passing, draws, near).sum() <= 0.05
+    far = 2.0 ** -(7.0 + 1e-6)
+    failing = [hits for hits in range(60) if judge(result([brute(1, hits, draws)]), 7.0).answer == "fails"]
+    # both ends of an interval of 95%: the upper limit alone errs half as often
+    assert 1.0 - stats.binom.cdf(min(failing, default=60) - 1, draws, far) <= 0.05
+
+
+def test_controls_that_fell_are_counted_and_nulls_are_not():
+    entries = [{"name": f"{kind}-0", "kind": kind} for kind in ("matched", "uniform", "permuted")]
+    fell, held, nothing = (control(str(entry["name"])) for entry in entries)
+    tried = {"split": "validation", "beta": 0.1, "kl_bits": 9.0}
+    rows = [brute(1, 0, 64), *cond(1, 80.0, 70.0, **fell), row(**held, **tried), row(**nothing, **tried)]
+    said = judge(result(rows, controls=entries), 8.0).reason
+    assert said.endswith(". 1 of 2 controls fell to the same solvers and steps at soft_prompt 1")
+    reached = row(**held, chosen=True, score=1.0)  # a prompt reaches it, without a bound
+    assert "2 of 2 controls fell" in controls_words(result([*rows, reached], controls=entries))
+    assert "No controls were run" in controls_words(result(rows[:1]))
+
+
+def test_gates_are_read():
+    assert parse("distance >= 8") == parse(" distance>=8.0 ", "not-broken") == 8.0
+    assert parse(None) is None
+    for wrong in ("distance > 8", "8", "distance >= x", "distance >= 0", "distance >= -1", "lower >= 8", ""):
+        with pytest.raises(UserError, match="This is no gate"):
+            parse(wrong)
+    with pytest.raises(UserError, match="no gate to accept"):
+        parse(None, "not-broken")
+    with pytest.raises(UserError, match="Only not-broken"):
+        parse("distance >= 8", "fails")
+    assert Verdict("fails", "") != Verdict("passes", "")
