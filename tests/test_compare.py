@@ -112,16 +112,16 @@ def test_runs_that_drew_the_same_noise_are_not_taken_for_independent():
 
 def test_what_is_not_of_one_kind_is_not_subtracted():
     rows = cond(1, 12.0, 10.0)
-    one = side(rows, provenance={"parameters": 1000})
-    same = side(rows, provenance={"parameters": 1000})
+    one = side(rows, provenance={"hidden_size": 1000})
+    same = side(rows, provenance={"hidden_size": 1000})
     assert incomparable(one, same) == ""
     assert bound_difference(one, same, "soft_prompt", 1).value == 0.0
-    wider = side(rows, provenance={"parameters": 2000})
-    assert incomparable(one, wider) == "models of another size: raw distances are not comparable, Delta is"
-    other_tau = side(rows, provenance={"parameters": 1000}, spec={"threshold": 0.5})
+    wider = side(rows, provenance={"hidden_size": 2000})
+    assert incomparable(one, wider) == "models of another width: raw distances are not comparable, Delta is"
+    other_tau = side(rows, provenance={"hidden_size": 1000}, spec={"threshold": 0.5})
     assert incomparable(one, other_tau) == "counted at thresholds 0.9 and 0.5"
-    other_prior = side(cond(1, 12.0, 10.0, prior="N(0, 2 I)"), provenance={"parameters": 1000})
-    by_count = side([brute(1, 100, 512)], provenance={"parameters": 1000})
+    other_prior = side(cond(1, 12.0, 10.0, prior="N(0, 2 I)"), provenance={"hidden_size": 1000})
+    by_count = side([brute(1, 100, 512)], provenance={"hidden_size": 1000})
     for other in (wider, other_tau, other_prior, by_count):
         assert bound_difference(one, other, "soft_prompt", 1) is None
     assert bound_difference(one, same, "soft_prompt", 4) is None
@@ -216,12 +216,12 @@ def test_models_of_another_size_show_delta_and_no_difference():
     entries = [{"name": "matched-0", "kind": "matched"}]
     rows = [*cond(1, 12.0, 10.0), *cond(1, 30.0, 25.0, **control("matched-0")), brute(1, 0), null(0.0)]
     told = {"controls": entries, "spec": {"model": "m"}}
-    one, two = (side(rows, **told, provenance={"parameters": count}) for count in (1000, 2000))
+    one, two = (side(rows, **told, provenance={"hidden_size": count}) for count in (1000, 2000))
     two = replace(two, items=tuple((f"{prompt} Why?", target) for prompt, target in ITEMS))
     console = Console(file=io.StringIO(), width=80)
     print_comparison([one, two], console)
     text = console.file.getvalue()
-    assert "#2 is not subtracted: models of another size: raw distances are not comparable, Delta is" in " ".join(
+    assert "#2 is not subtracted: models of another width: raw distances are not comparable, Delta is" in " ".join(
         text.split()
     )
     bounds, rest = text.split("distance by size", 1)[1].split("held-out", 1)

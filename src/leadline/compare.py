@@ -104,13 +104,12 @@ def load(folder: Path) -> Side:
 def incomparable(first: Side, other: Side) -> str:
     """Why the distances of two runs are not subtracted, in words; "" where they are.
 
-    A record does not hold the width of its model. Models of as many parameters are taken for models of one width; with
-    another number of parameters they may have the same width, and nothing is subtracted all the same.
+    Bits of models of another width are not those of one measure.
     """
     if first.result.threshold != other.result.threshold:
         return f"counted at thresholds {first.result.threshold:g} and {other.result.threshold:g}"
-    counts = {side.result.spec.get("provenance", {}).get("parameters") for side in (first, other)}
-    return "models of another size: raw distances are not comparable, Delta is" if len(counts) > 1 else ""
+    widths = {side.result.spec.get("provenance", {}).get("hidden_size") for side in (first, other)}
+    return "models of another width: raw distances are not comparable, Delta is" if len(widths) > 1 else ""
 
 
 def bound_difference(first: Side, other: Side, family: str, size: int) -> Bits | None:

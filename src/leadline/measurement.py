@@ -105,7 +105,10 @@ def baseline(work: Work) -> None:
         scored = {split: score_null(work.objective, task.contexts(split)) for split in ("validation", "test")}
         found = rows.null_points(work.tau, task, scored, key)
         costs = {split: bits.double().tolist() for split, (bits, _) in scored.items()}
-        work.write(key, {"points": found, "costs": costs}, samples=work.samples(task.name, "test", SAMPLES))
+        right = {split: (margins > 0).int().tolist() for split, (_, margins) in scored.items()}
+        work.write(
+            key, {"points": found, "costs": costs, "right": right}, samples=work.samples(task.name, "test", SAMPLES)
+        )
 
 
 def size_curve(work: Work) -> None:
@@ -125,7 +128,9 @@ def size_curve(work: Work) -> None:
         null = work.null_costs(best.task, "test")
         point = rows.curve_point(work.about(best), work.tau, "test", *scored, null)
         latents = mean.expand(SAMPLES, *intervention.shape)
-        work.write(key, {"points": [point]}, samples=work.samples(best.task, "test", SAMPLES, intervention, latents))
+        single = {"costs": {"test": scored[0].double().tolist()}, "right": {"test": (scored[1] > 0).int().tolist()}}
+        record = {"points": [point], **single}
+        work.write(key, record, samples=work.samples(best.task, "test", SAMPLES, intervention, latents))
     work.save_points()
 
 
