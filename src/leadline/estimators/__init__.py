@@ -4,9 +4,26 @@ They do not know models, behaviours, files or torch, and they do not choose what
 are fresh ones, never those that a cell was chosen on.
 """
 
+from leadline.estimators.code import Cell, cell_of, code_bound, draw
 from leadline.estimators.cond import cond
 from leadline.estimators.kl import kl, kl_limit_bits
+from leadline.estimators.message import Point, decode, encode, message_bound, point_of
 from leadline.estimators.monte_carlo import monte_carlo
 from leadline.estimators.text import text_bound
 
-__all__ = ["cond", "kl", "kl_limit_bits", "monte_carlo", "text_bound"]
+__all__ = [
+    "Cell",
+    "Point",
+    "cell_of",
+    "code_bound",
+    "cond",
+    "decode",
+    "draw",
+    "encode",
+    "kl",
+    "kl_limit_bits",
+    "message_bound",
+    "monte_carlo",
+    "point_of",
+    "text_bound",
+]
