@@ -1,7 +1,8 @@
 """Regions of a Gaussian prior whose distance is known exactly, proposals fitted to them, and the checks made on them.
 
-The instrument is tested through the functions that a measurement calls: `measured_cond` and `measured_mc` draw, and
-everything counted in bits comes from leadline. It knows no models. Ids: docs/measurement.md, known answers (K1).
+The instrument is tested through the functions that a measurement calls: `measured_cond`, `measured_mc` and their like
+draw, and everything counted in bits comes from leadline. It knows no models. Ids: docs/measurement.md, known answers
+(K1).
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
 from leadline import information
-from leadline.estimators import cond, monte_carlo
+from leadline.estimators import cond, importance, monte_carlo, pilot, splitting
+from leadline.estimators.splitting import Schedule, advance, start
 from leadline.information import Bound
 
 Floats = NDArray[np.float64]
@@ -42,13 +44,26 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Region:
-    """A set S of whitened coordinates, its exact distance -log2 pi(S) for pi = N(0, I), and a q that finds it."""
+    """A set S of whitened coordinates, its exact distance -log2 pi(S) for pi = N(0, I), and a q that finds it.
+
+    level: (..., d) -> (...), positive inside S
+    """
 
     name: str
     dims: int
     distance_bits: float
-    contains: Callable[[Floats], Bools] = field(repr=False)
+    level: Callable[[Floats], Floats] = field(repr=False)
     q: Proposal = field(repr=False)
+
+    def contains(self, u: Floats) -> Bools:
+        """(..., d) -> (...); the border, where the level is 0, has no mass."""
+        inside: Bools = self.level(u) >= 0.0
+        return inside
+
+    def phi(self, u: Floats, floor: float) -> Floats:
+        """The level as splitting asks for it: exact above the floor, and as wrong as allowed elsewhere."""
+        values = self.level(u)
+        return np.where(values > floor, values, floor)
 
 
 def prior(dims: int) -> Proposal:
@@ -64,7 +79,7 @@ def half_space(dims: int, bits: float, p: float = 0.15) -> Region:
     mean, scale = np.zeros(dims), np.ones(dims)
     scale[0] = math.exp(found.x)
     mean[0] = half_space_population(cut, p, scale[0])[0]
-    return Region("half-space", dims, bits, lambda u: u[..., 0] >= cut, Proposal(mean, scale))
+    return Region("half-space", dims, bits, lambda u: u[..., 0] - cut, Proposal(mean, scale))
 
 
 def half_space_population(cut: float, p: float, scale: float) -> tuple[float, float, float]:
@@ -84,7 +99,7 @@ def half_space_population(cut: float, p: float, scale: float) -> tuple[float, fl
 def two_half_spaces(dims: int, bits: float) -> Region:
     """{|u_1| >= c}; q is one half's, so that its COND value is at least 1 bit too high."""
     cut = float(stats.norm.isf(2.0**-bits / 2.0))
-    return Region("two half-spaces", dims, bits, lambda u: np.abs(u[..., 0]) >= cut, half_space(dims, bits + 1.0).q)
+    return Region("two half-spaces", dims, bits, lambda u: np.abs(u[..., 0]) - cut, half_space(dims, bits + 1.0).q)
 
 
 def noncentral_chi2_logcdf(x: float, dims: int, shift: float) -> float:
@@ -101,21 +116,21 @@ def ball(dims: int, bits: float, shift: float) -> Region:
     top = (math.sqrt(dims) + shift + 10.0) ** 2
     x = optimize.brentq(lambda x: noncentral_chi2_logcdf(x, dims, shift) - target, 1e-9, top, xtol=1e-13, rtol=1e-13)
 
-    def contains(u: Floats) -> Bools:
-        inside: Bools = np.einsum("...i,...i->...", u, u) - 2.0 * shift * u[..., 0] + shift * shift <= x
-        return inside
+    def level(u: Floats) -> Floats:
+        depth: Floats = x - (np.einsum("...i,...i->...", u, u) - 2.0 * shift * u[..., 0] + shift * shift)
+        return depth
 
-    return Region("ball", dims, bits, contains, _learned(contains, dims, shift))
+    return Region("ball", dims, bits, level, _learned(level, dims, shift))
 
 
-def _learned(contains: Callable[[Floats], Bools], dims: int, shift: float) -> Proposal:
+def _learned(level: Callable[[Floats], Floats], dims: int, shift: float) -> Proposal:
     """A q by a few cross-entropy steps: start at the centre, draw, and take the moments of what fell inside."""
     rng = np.random.default_rng(0)
     mean, scale = np.zeros(dims), np.ones(dims)
     mean[0] = shift
     for _ in range(12):
         u = Proposal(mean, scale).draw(rng, 400)
-        inside = u[contains(u)]
+        inside = u[level(u) >= 0.0]
         if len(inside) > 200:
             break
         if len(inside) < 20:
@@ -137,11 +152,11 @@ def shell(dims: int, bits: float) -> Region:
     near, far = stats.chi2.isf(0.1, dims), stats.chi2.isf(1e-14, dims)
     x = float(optimize.brentq(lambda x: log2_mass(x) + bits, near, far, xtol=1e-12))
 
-    def contains(u: Floats) -> Bools:
+    def level(u: Floats) -> Floats:
         square = np.einsum("...i,...i->...", u, u)
-        return (square >= x) & (square <= 1.44 * x)
+        return np.minimum(square - x, 1.44 * x - square)
 
-    return Region("shell", dims, bits, contains, Proposal(np.zeros(dims), np.full(dims, math.sqrt(1.1 * x / dims))))
+    return Region("shell", dims, bits, level, Proposal(np.zeros(dims), np.full(dims, math.sqrt(1.1 * x / dims))))
 
 
 def box(dims: int, bits: float, sides: int) -> Region:
@@ -151,11 +166,11 @@ def box(dims: int, bits: float, sides: int) -> Region:
     mean, scale = np.zeros(dims), np.ones(dims)
     mean[:sides], scale[:sides] = (1.0 + high) / 2.0, (high - 1.0) / 4.0
 
-    def contains(u: Floats) -> Bools:
-        inside: Bools = ((u[..., :sides] >= 1.0) & (u[..., :sides] <= high)).all(axis=-1)
-        return inside
+    def level(u: Floats) -> Floats:
+        depth: Floats = np.minimum(u[..., :sides] - 1.0, high - u[..., :sides]).min(axis=-1)
+        return depth
 
-    return Region("box", dims, bits, contains, Proposal(mean, scale))
+    return Region("box", dims, bits, level, Proposal(mean, scale))
 
 
 def measured_cond(region: Region, rng: np.random.Generator, draws: int) -> Bound:
@@ -169,6 +184,33 @@ def measured_mc(region: Region, rng: np.random.Generator, draws: int) -> Bound:
     """MC on fresh draws of the prior."""
     hits = int(region.contains(rng.standard_normal((draws, region.dims))).sum())
     return monte_carlo(hits, draws)
+
+
+def measured_importance(region: Region, rng: np.random.Generator, draws: int) -> Bound:
+    """IW on fresh draws of the region's q."""
+    q = region.q
+    z = q.draw(rng, draws)
+    return importance(information.log_ratio_bits(z, q.mean, q.scale), region.contains(z), q.kl_bits)
+
+
+def planned(region: Region, seed: int, particles: int = 150, moves: int = 5) -> Schedule:
+    """The schedule that a pilot makes for a region."""
+    schedule = pilot(region.phi, region.dims, seed, particles=particles, moves=moves).schedule
+    assert schedule is not None
+    return schedule
+
+
+def split_mass(region: Region, schedule: Schedule, seed: int, run: int) -> float:
+    """log2 of the mass that one production run finds."""
+    state = start(schedule, region.phi, seed, run)
+    while not state.done(schedule):
+        state = advance(state, schedule, region.phi)
+    return state.log2_mass
+
+
+def measured_splitting(region: Region, schedule: Schedule, seed: int, runs: int) -> Bound:
+    """SPLIT by production runs 1 to `runs`."""
+    return splitting([split_mass(region, schedule, seed, run) for run in range(1, runs + 1)])
 
 
 def allowed_failures(tries: int, rate: float = 0.05) -> int:

@@ -6,9 +6,13 @@ are fresh ones, never those that a cell was chosen on.
 
 from leadline.estimators.code import Cell, cell_of, code_bound, draw
 from leadline.estimators.cond import cond
+from leadline.estimators.importance import importance
 from leadline.estimators.kl import kl, kl_limit_bits
+from leadline.estimators.lower import lower
 from leadline.estimators.message import Point, decode, encode, message_bound, point_of
 from leadline.estimators.monte_carlo import monte_carlo
+from leadline.estimators.pilot import pilot
+from leadline.estimators.splitting import splitting
 from leadline.estimators.text import text_bound
 
 __all__ = [
@@ -20,10 +24,14 @@ __all__ = [
     "decode",
     "draw",
     "encode",
+    "importance",
     "kl",
     "kl_limit_bits",
+    "lower",
     "message_bound",
     "monte_carlo",
+    "pilot",
     "point_of",
+    "splitting",
     "text_bound",
 ]

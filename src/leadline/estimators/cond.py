@@ -63,7 +63,7 @@ def cond(
     limit: COND is the reported one, whatever KL says beside it.
     """
     ratio, is_hit = np.asarray(log_ratio_bits, np.float64), np.asarray(hit, bool)
-    _check(ratio, is_hit, kl_bits)
+    check_draws(ratio, is_hit, kl_bits)
     draws, hits = int(is_hit.size), int(is_hit.sum())
     if hits == 0:
         return Bound(None, None, None, math.nan)
@@ -129,7 +129,8 @@ def _brute_force(hits: int, draws: int, confidence: float, prior: str) -> Bound:
     return Bound(estimate, upper, None, found.stderr_bits)
 
 
-def _check(ratio: Floats, is_hit: np.ndarray, kl_bits: float) -> None:
+def check_draws(ratio: Floats, is_hit: np.ndarray, kl_bits: float) -> None:
+    """ValueError unless these are log ratios of fresh draws of the q whose divergence is given: see `cond`."""
     if ratio.ndim != 1 or ratio.shape != is_hit.shape:
         raise ValueError(f"need one log ratio and one hit a draw, not shapes {ratio.shape} and {is_hit.shape}")
     if ratio.size < MIN_DRAWS:

@@ -1,0 +1,54 @@
+"""Markov's inequality over independent runs: from unbiased estimates of a mass, however wild, to a certified bound.
+
+What IW and SPLIT have in common. It does not know where the estimates come from, and takes it on trust that they are
+independent, not negative, and unbiased for one and the same mass.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from leadline.information import Bits
+
+
+def markov(
+    log2_masses: ArrayLike, low: float, high: float, confidence: float, estimator: str, prior: str
+) -> Bits | None:
+    """Certified upper bound on D = -log2 pi(S); None where the smallest estimate is 0, which bounds nothing.
+
+    log2_masses: (R,) log2 Y_r of independent Y_r >= 0 with E[Y_r] = pi(S); -inf for 0
+    low, high:   interval of the point estimate, in bits
+    ValueError: no estimate, or NaN among them.
+    Source: docs/measurement.md, bounds, IW.
+
+    P(Y_r >= c pi(S)) <= 1 / c, so P(min_r Y_r >= c pi(S)) <= c^-R by independence. c = delta^(-1/R) makes that delta:
+    but for this probability pi(S) > min_r Y_r delta^(1/R), which is
+
+        D < -log2 min_r Y_r + log2(1 / delta) / R.
+
+    Nothing was asked of the law of Y_r but its mean: neither a variance nor many draws. The Y_r need not be alike, so
+    batches may differ in length. R is fixed beforehand: more runs cost less in the second term and more in the first.
+    """
+    masses = np.asarray(log2_masses, np.float64)
+    if masses.ndim != 1 or not masses.size or np.isnan(masses).any():
+        raise ValueError(f"need one log2 mass a run and none of them NaN, not {masses}")
+    least = float(masses.min())
+    if math.isinf(least):
+        return None
+    charge = -math.log2(1.0 - confidence) / masses.size
+    paid = [("-log2 of the smallest mean", -least), (f"confidence from {masses.size} runs", charge)]
+    value = charge - least
+    if value < 0.0:
+        # the improbable case itself, as no mass is above 1
+        paid.append(("no distance is below 0", -value))
+    return Bits(max(value, 0.0), "certified upper", low, high, confidence, estimator, prior, tuple(paid))
+
+
+def log2_mean(log2_values: ArrayLike) -> float:
+    """log2 of the mean of numbers given by their log2, without underflow; -inf where all are 0."""
+    values = np.asarray(log2_values, np.float64)
+    top = float(values.max())
+    return top if math.isinf(top) else top + math.log2(float(np.exp2(values - top).mean()))
