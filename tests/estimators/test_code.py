@@ -213,7 +213,7 @@ def test_many_weak_coordinates_need_a_lower_price_and_stay_far() -> None:
     direction = np.random.default_rng(0).standard_normal(dims)
     direction /= np.linalg.norm(direction)
     cut = float(stats.norm.isf(2.0**-bits))
-    across = Region("across", dims, bits, lambda u: u @ direction >= cut, half_space(dims, bits).q)
+    across = Region("across", dims, bits, lambda u: u @ direction - cut, half_space(dims, bits).q)
     bounds = []
     for price in (1.0, 0.7):
         chosen = cell_of((cut + 0.1) * direction, 1.0 - 0.9 * direction**2, price)

@@ -89,9 +89,9 @@ def importance(
     ValueError: as for `cond`; R outside 1..n. Source: docs/measurement.md, bounds, IW.
 
     **The limit.** Y_r = mean of 1(S) pi / q over the draws of batch r. E[Y_r] is the integral of q pi / q over S where
-    q > 0: pi(S), or less if q leaves part of S out. The Y_r are independent and not negative. By Markov's inequality
-    P(Y_r >= c pi(S)) <= 1 / c, so all R of them are that large with probability c^-R at most, which is delta at
-    c = delta^(-1/R). Otherwise the smallest is below c pi(S), that is D < -log2 min_r Y_r + log2(1 / delta) / R: 0.54
+    q > 0: pi(S), or less if q leaves part of S out. The Y_r are independent and not negative, so their product has mean
+    pi(S)^R or less, and by Markov's inequality D < -mean_r log2 Y_r + log2(1 / delta) / R but for probability delta
+    (`markov`): 0.54
     bits for 8 batches at 95%, for any q, any n and any tail of the weights. A narrow q makes Y_r too small nearly
     always and too large hardly ever; both are covered. A batch without a hit bounds nothing: no upper bound then.
 

@@ -17,30 +17,33 @@ from leadline.information import Bits
 def markov(
     log2_masses: ArrayLike, low: float, high: float, confidence: float, estimator: str, prior: str
 ) -> Bits | None:
-    """Certified upper bound on D = -log2 pi(S); None where the smallest estimate is 0, which bounds nothing.
+    """Certified upper bound on D = -log2 pi(S); None where an estimate is 0, which bounds nothing.
 
     log2_masses: (R,) log2 Y_r of independent Y_r >= 0 with E[Y_r] = pi(S); -inf for 0
     low, high:   interval of the point estimate, in bits
     ValueError: no estimate, or NaN among them.
     Source: docs/measurement.md, bounds, IW.
 
-    P(Y_r >= c pi(S)) <= 1 / c, so P(min_r Y_r >= c pi(S)) <= c^-R by independence. c = delta^(-1/R) makes that delta:
-    but for this probability pi(S) > min_r Y_r delta^(1/R), which is
+    The product of independent Y_r has mean pi(S)^R, so P(prod_r Y_r >= pi(S)^R / delta) <= delta by Markov's
+    inequality. Otherwise pi(S)^R > delta prod_r Y_r, which is
 
-        D < -log2 min_r Y_r + log2(1 / delta) / R.
+        D < -mean_r log2 Y_r + log2(1 / delta) / R.
+
+    The smallest of them alone, -log2 min_r Y_r in place of the mean, holds by the same inequality and is never lower.
 
     Nothing was asked of the law of Y_r but its mean: neither a variance nor many draws. The Y_r need not be alike, so
-    batches may differ in length. R is fixed beforehand: more runs cost less in the second term and more in the first.
+    batches may differ in length. R is fixed beforehand: more runs cost less in the second term, and more in the first, as
+    the logarithm of a mass that varies is lower on average than that of its mean.
     """
     masses = np.asarray(log2_masses, np.float64)
     if masses.ndim != 1 or not masses.size or np.isnan(masses).any():
         raise ValueError(f"need one log2 mass a run and none of them NaN, not {masses}")
-    least = float(masses.min())
-    if math.isinf(least):
+    mean = float(masses.mean())
+    if math.isinf(mean):
         return None
     charge = -math.log2(1.0 - confidence) / masses.size
-    paid = [("-log2 of the smallest mean", -least), (f"confidence from {masses.size} runs", charge)]
-    value = charge - least
+    paid = [("-log2 of the masses, on average", -mean), (f"confidence from {masses.size} runs", charge)]
+    value = charge - mean
     if value < 0.0:
         # the improbable case itself, as no mass is above 1
         paid.append(("no distance is below 0", -value))
