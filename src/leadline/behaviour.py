@@ -6,15 +6,20 @@ Knows no model: a reply that only a model can give (its own, in capitals) is nam
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from leadline import pathfinding
 from leadline.spec import UserError, field_errors, field_path, field_sentence, first_problem
 
+# Built-in behaviours that are made by a function, which returns their fields.
+GENERATED: dict[str, Callable[[], dict[str, Any]]] = {"pathfinding": pathfinding.behaviour_fields}
 Slot = Literal["start", "system", "before_user", "after_user", "before_reply"]
 
 
@@ -75,6 +80,9 @@ class Behaviour(BaseModel):
     reply:       the target
     ends:        the reply's end is part of the target, so that exact match means: this and nothing more
     scored:      "exact" (share of items replied exactly) or "loss" (curves in bits only, no distance)
+    conditions:  numbers that each context comes with, as many for each, which stand nowhere in the text; conditional
+                 interventions get them with mean 0 and mean square 1 over all contexts
+    counted:     what greedy replies are counted by beside exact matches: "boards", those of pathfinding they solve
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -86,6 +94,8 @@ class Behaviour(BaseModel):
     reply: Reply
     ends: bool = True
     scored: Literal["exact", "loss"] = "exact"
+    conditions: tuple[tuple[float, ...], ...] | None = None
+    counted: Literal["boards"] | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Behaviour:
@@ -105,6 +115,38 @@ class Behaviour(BaseModel):
                 seen[context] = number
         return self
 
+    @model_validator(mode="after")
+    def _countable(self) -> Behaviour:
+        if self.counted == "boards":
+            if isinstance(self.contexts, str) or self.reply.texts is None:
+                raise ValueError("counted: boards needs a list of contexts and reply.texts")
+            for number, context in enumerate(self.contexts, 1):
+                try:
+                    pathfinding.board_of(context if isinstance(context, str) else "")
+                except ValueError as error:
+                    raise ValueError(f"context {number} is no line with a board below it: {error}") from error
+        return self
+
+    @model_validator(mode="after")
+    def _conditioned(self) -> Behaviour:
+        if self.conditions is None:
+            return self
+        if isinstance(self.contexts, str) or len(self.contexts) != len(self.conditions):
+            raise ValueError("conditions need a list of as many contexts")
+        if len({len(row) for row in self.conditions}) != 1 or not self.conditions[0]:
+            raise ValueError("conditions are as many numbers for each context, at least one")
+        for number, column in enumerate(zip(*self.conditions, strict=True), 1):
+            if not all(map(math.isfinite, column)):
+                raise ValueError(f"condition {number} is not finite everywhere")
+            if len(set(column)) == 1:
+                raise ValueError(f"condition {number} is the same for all contexts: it tells none apart")
+        return self
+
+    @property
+    def num_conditions(self) -> int:
+        """How many numbers each context comes with."""
+        return len(self.conditions[0]) if self.conditions else 0
+
     @property
     def constant(self) -> bool:
         """The same reply whatever was asked: prefill and the four kinds of control are defined for it."""
@@ -120,16 +162,19 @@ def questions() -> tuple[str, ...]:
 def builtin_names() -> list[str]:
     """Names of the built-in behaviours, sorted."""
     root = resources.files("leadline").joinpath("behaviours")
-    return sorted(
+    files = (
         f"{group.name}/{file.name.removesuffix('.yaml')}" if group.is_dir() else file.name.removesuffix(".yaml")
         for group in root.iterdir()
         for file in (group.iterdir() if group.is_dir() else [group])
         if file.name.endswith(".yaml")
     )
+    return sorted([*files, *GENERATED])
 
 
 def load(name: str) -> Behaviour:
     """The behaviour of that name: built in, or a .yaml or .jsonl file. Raises UserError with line and field."""
+    if name in GENERATED:
+        return Behaviour.model_validate(GENERATED[name]())
     if name in builtin_names():
         return _from_yaml(resources.files("leadline").joinpath(f"behaviours/{name}.yaml").read_text("utf-8"), name)
     path = Path(name).expanduser()

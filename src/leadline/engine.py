@@ -26,11 +26,12 @@ from leadline.spec import UserError
 @dataclass(frozen=True)
 class Context:
     """One row of tokens around the slot: `before` + (slot) + `after` + `target`. The target ends with its end token,
-    if the behaviour says that the reply ends."""
+    if the behaviour says that the reply ends. `conditions` are no part of the text: interventions may read them."""
 
     before: tuple[int, ...]
     after: tuple[int, ...]
     target: tuple[int, ...]
+    conditions: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

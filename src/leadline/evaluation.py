@@ -28,8 +28,9 @@ def score_latents(
     objective: Objective, contexts: Sequence[Context], intervention: Writes, latents: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(items,) bits and (items,) margins, item i under its own latent: latents is (items, *shape)."""
+    conditions = [context.conditions for context in contexts]
     with torch.no_grad():
-        return objective.evaluate(contexts, edit([intervention], [latents]))
+        return objective.evaluate(contexts, edit([intervention], [latents], conditions))
 
 
 def score_draws(

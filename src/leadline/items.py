@@ -6,6 +6,7 @@ Everything random here hashes its own labels, so the same behaviour on the same 
 from __future__ import annotations
 
 import random
+import statistics
 import sysconfig
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -78,7 +79,8 @@ def prepare(
     kept = [place for place, reply in enumerate(replies) if reply]
     _need(len(kept), len(replies), behaviour, spec)
     texts, rendered = [texts[place] for place in kept], [rendered[place] for place in kept]
-    replies = [replies[place] for place in kept]
+    replies, known = [replies[place] for place in kept], _standardised(behaviour, len(replies))
+    known = [known[place] for place in kept]
     splits = _split(len(texts), spec)
 
     def task(name: str, kind: str, replies: Sequence[tuple[int, ...]]) -> Task:
@@ -86,7 +88,9 @@ def prepare(
         # What the model wrote may take more tokens in capitals than there is room for.
         _room(model, behaviour, spec, rendered, max(map(len, replies)))
         items = {
-            split: tuple(Item(texts[i], targets[i], Context(*rendered[i], (*replies[i], *end))) for i in indices)
+            split: tuple(
+                Item(texts[i], targets[i], Context(*rendered[i], (*replies[i], *end), known[i])) for i in indices
+            )
             for split, indices in splits.items()
         }
         return Task(name, kind, targets[0] if len(set(replies)) == 1 else None, items)
@@ -217,6 +221,17 @@ def _contexts(behaviour: Behaviour, spec: RunSpec, renderer: Renderer) -> tuple[
             texts.append("\n".join(f"{turn['role']}: {turn['content']}" for turn in turns))
             rendered.append(renderer.chat(turns))
     return texts, rendered
+
+
+def _standardised(behaviour: Behaviour, count: int) -> list[tuple[float, ...]]:
+    """The conditions of each of `count` contexts, every one with mean 0 and mean square 1 over all of them."""
+    if behaviour.conditions is None:
+        return [()] * count
+    columns = []
+    for column in zip(*behaviour.conditions, strict=True):
+        mean, scale = statistics.fmean(column), statistics.pstdev(column)
+        columns.append([(value - mean) / scale for value in column])
+    return list(zip(*columns, strict=True))
 
 
 def _need(count: int, given: int, behaviour: Behaviour, spec: RunSpec) -> None:

@@ -106,9 +106,8 @@ def baseline(work: Work) -> None:
         found = rows.null_points(work.tau, task, scored, key)
         costs = {split: bits.double().tolist() for split, (bits, _) in scored.items()}
         right = {split: (margins > 0).int().tolist() for split, (_, margins) in scored.items()}
-        work.write(
-            key, {"points": found, "costs": costs, "right": right}, samples=work.samples(task.name, "test", SAMPLES)
-        )
+        record = {"points": found, "costs": costs, "right": right, **work.boards(task.name, "null/0")}
+        work.write(key, record, samples=work.samples(task.name, "test", SAMPLES))
 
 
 def size_curve(work: Work) -> None:
@@ -127,9 +126,10 @@ def size_curve(work: Work) -> None:
         scored = score_latents(work.objective, contexts, intervention, mean.expand(len(contexts), *intervention.shape))
         null = work.null_costs(best.task, "test")
         point = rows.curve_point(work.about(best), work.tau, "test", *scored, null)
-        latents = mean.expand(SAMPLES, *intervention.shape)
+        latents = mean.expand(len(contexts), *intervention.shape)
         single = {"costs": {"test": scored[0].double().tolist()}, "right": {"test": (scored[1] > 0).int().tolist()}}
-        record = {"points": [point], **single}
+        boards = work.boards(best.task, f"{best.family}/{best.size}", intervention, latents)
+        record = {"points": [point], **single, **boards}
         work.write(key, record, samples=work.samples(best.task, "test", SAMPLES, intervention, latents))
     work.save_points()
 
@@ -194,7 +194,8 @@ def _training_loss(work: Work, cells: Sequence[Cell], lines: Sequence[Row]) -> C
 
     def loss(step: int, latents: list[Tensor]) -> Tensor:
         contexts = [c for line, pool in zip(lines, pools, strict=True) for c in minibatch(pool, line, step)]
-        return work.objective.bits(contexts, edit(interventions, latents)).view(len(lines), -1).mean(1)
+        change = edit(interventions, latents, [context.conditions for context in contexts])
+        return work.objective.bits(contexts, change).view(len(lines), -1).mean(1)
 
     return loss
 

@@ -18,6 +18,7 @@ from leadline.edits import Edit, KeyValueEdit
 from leadline.engine import Context, Engine, shared_prefix
 from leadline.interventions import make
 from leadline.interventions.base import edit
+from leadline.interventions.text_prompt import TextPrompt
 from leadline.items import SPLITS, from_json
 from leadline.model import FrozenModel, load
 from leadline.priors import Priors
@@ -25,7 +26,7 @@ from leadline.probe import recorded
 from leadline.records import damaged, read_arrays, stored_tasks
 from leadline.result import Result
 from leadline.slot import Renderer
-from leadline.spec import UserError
+from leadline.spec import CONDITIONED, UserError
 
 
 @dataclass(frozen=True)
@@ -94,14 +95,20 @@ def find(run: Path, size: int | None = None, family: str | None = None) -> Solut
         wanted_hash = provenance["model_hash"]
     except (KeyError, ValidationError) as error:
         raise damaged(run / "spec.json") from error
+    if row["family"] in CONDITIONED:
+        how = "Read the samples in the run's cells, or measure soft_prompt."
+        raise UserError("This solution needs the conditions of a context, and a text has none", str(run), how)
     found, _ = read_arrays(run / "cells" / row["key"] / "intervention.safetensors")
     main = from_json(stored_tasks(run))[0]
     model = load(name, recorded(provenance) or "auto")
     if model.weight_hash != wanted_hash:
         raise UserError("The model's weights are not those of the run", str(run), "Measure again.")
     with torch.no_grad():
-        latents = torch.from_numpy(found["mean"].copy())[None].to(model.device)
-        written = edit([make(row["family"], row["size"], Priors(model))], [latents])
+        if "tokens" in found:  # of a text
+            written: Edit = TextPrompt(model, []).edit(torch.from_numpy(found["tokens"].copy())[None])
+        else:
+            latents = torch.from_numpy(found["mean"].copy())[None].to(model.device)
+            written = edit([make(row["family"], row["size"], Priors(model))], [latents])
     contexts = tuple(context for split in SPLITS for context in main.contexts(split))
     return Solution(model, behaviour, row["family"], row["size"], row["key"], written, contexts)
 

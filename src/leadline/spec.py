@@ -15,16 +15,16 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 Scale = Literal["ci", "default", "full"]
-Family = Literal["soft_prompt", "soft_subspace", "steering", "prefix", "lora", "tinylora", "text_prompt"]
+Family = Literal[
+    "soft_prompt", "soft_subspace", "steering", "prefix", "lora", "tinylora", "text_prompt", "conditional_soft_prompt"
+]
 DEFAULT_SIZES: dict[str, tuple[int, ...]] = {
     "soft_prompt": (1, 4), "soft_subspace": (16, 64), "steering": (1, 2), "prefix": (1, 4), "lora": (1,),
-    "tinylora": (1, 16), "text_prompt": (8, 16),
+    "tinylora": (1, 16), "text_prompt": (8, 16), "conditional_soft_prompt": (1, 4),
 }  # fmt: skip
-SIZED_IN_TOKENS = (
-    "soft_prompt",
-    "prefix",
-    "text_prompt",
-)  # families whose size is what they take of the model's window
+CONDITIONED = ("conditional_soft_prompt",)  # families that only a behaviour with conditions has
+# families whose size is what they take of a model's window
+SIZED_IN_TOKENS = ("soft_prompt", "prefix", "text_prompt", "conditional_soft_prompt")
 COMPUTE = {"dtype": r"float32|bfloat16", "attention": r"eager|sdpa", "threads": r"[1-9]\d*"}
 
 
@@ -49,9 +49,9 @@ def _listed(value: Any) -> Any:
 
 
 def _families(value: Any) -> Any:
-    """As `_listed`; "all" is every family."""
+    """As `_listed`; "all" is every family that any behaviour has."""
     named = _listed(value)
-    return get_args(Family) if named == ["all"] else named
+    return [family for family in get_args(Family) if family not in CONDITIONED] if named == ["all"] else named
 
 
 def _sizes(value: Any) -> Any:
@@ -65,8 +65,8 @@ class RunSpec(BaseModel):
     model:       name of the frozen model
     behaviour:   built-in name, or a .yaml or .jsonl file
     family:      kinds of intervention
-    sizes:       of every family, increasing: tokens (soft_prompt, prefix, text_prompt), dimensions (soft_subspace),
-                 sites (steering), rank (lora) or numbers (tinylora); by default each family's own
+    sizes:       of every family, increasing: tokens (prompts, prefix), dimensions (soft_subspace), sites (steering),
+                 rank (lora) or numbers (tinylora); by default each family's own
     seeds:       restarts of each size; attempts at one bound, not replicates
     threshold:   tau: the score that counts as the behaviour
     controls:    matched controls, measured at the smallest size

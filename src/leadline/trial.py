@@ -22,8 +22,8 @@ class Trial:
 def reply(run: Path, text: str, size: int | None = None, tokens: int = 60) -> Trial:
     """Replies of the run's model, with nothing in the slot and with the chosen solution of `size` in it.
 
-    Raises UserError where the run has no trained solution of that size, the model is another one now, or the text
-    does not fit into its window.
+    Raises UserError where the run has no trained solution of that size, that solution needs conditions, the model is
+    another one now, or the text does not fit into its window.
     """
     if tokens < 1:
         raise UserError(f"A reply of {tokens} tokens is none", "--tokens", "Give at least 1.")

@@ -30,9 +30,10 @@ from leadline.evaluation import score_draws
 from leadline.information import luck_ceiling
 from leadline.interventions import make
 from leadline.interventions.base import Intervention, Writes, edit
-from leadline.items import SPLITS, Task, from_json, prepare, to_json
+from leadline.items import SPLITS, Item, Task, from_json, prepare, to_json
 from leadline.model import FrozenModel
 from leadline.objective import objective_for
+from leadline.pathfinding import tally
 from leadline.plan import BUDGETS, Cell, Seen, latent_families
 from leadline.priors import Priors
 from leadline.progress import Reporter
@@ -121,7 +122,7 @@ class Work:
         """What a cell trains."""
         named = (cell.family, cell.size)
         if named not in self._interventions:
-            self._interventions[named] = make(*named, self._priors)
+            self._interventions[named] = make(*named, self._priors, self.behaviour.num_conditions)
         return self._interventions[named]
 
     def trained(self, label: str) -> Parameters:
@@ -184,19 +185,34 @@ class Work:
         """Greedy free-running replies on some items, for people to read: item i under the i-th of the latents, if
         any."""
         items = self.task(task).items[split][:count]
-        contexts = [item.context for item in items]
-        written: Edit = self.no_edit(len(items))
-        if latents is not None and writes is not None:
-            with torch.no_grad():
-                written = edit([writes], [latents[: len(items)]])
-        longest = max(len(context.target) for context in contexts)
-        replies = self.engine.generate(contexts, written, max(REPLY_TOKENS, longest))
         decode = self.model.tokenizer.decode
         return [
             {"item": number, "split": split, "draw": 0, "prompt": item.prompt, "reply": decode(list(reply)),
              "target": item.target, "hit": reply[: len(item.context.target)] == item.context.target}
-            for number, (item, reply) in enumerate(zip(items, replies, strict=True))
+            for number, (item, reply) in enumerate(zip(items, self._greedy(items, writes, latents), strict=True))
         ]  # fmt: skip
+
+    def boards(
+        self, task: str, name: str, writes: Writes | None = None, latents: Tensor | None = None
+    ) -> dict[str, Any]:
+        """What a record tells of the boards of the test items that greedy replies solve, under a name; nothing of
+        controls, nor where the behaviour does not ask for it."""
+        if self.behaviour.counted != "boards" or task:
+            return {}
+        items = self.task(task).items["test"]
+        decode = self.model.tokenizer.decode
+        replies = [decode(list(reply), skip_special_tokens=True) for reply in self._greedy(items, writes, latents)]
+        return {"boards": {name: tally([item.prompt for item in items], [item.target for item in items], replies)}}
+
+    def _greedy(self, items: Sequence[Item], writes: Writes | None, latents: Tensor | None) -> list[tuple[int, ...]]:
+        """The tokens of greedy free-running replies, item i under the i-th of the latents, if any."""
+        contexts = [item.context for item in items]
+        written: Edit = self.no_edit(len(items))
+        if latents is not None and writes is not None:
+            with torch.no_grad():
+                written = edit([writes], [latents[: len(items)]], [context.conditions for context in contexts])
+        longest = max(len(context.target) for context in contexts)
+        return self.engine.generate(contexts, written, max(REPLY_TOKENS, longest))
 
     def flops(self, task: Task, sequences: int) -> float:
         """Floating point operations of so many training sequences: forward 2 and backward 2 for each parameter and
@@ -224,9 +240,16 @@ class Work:
             found |= {"prior_item_rate": rate, "luck_ceiling_bits": ceiling if math.isfinite(ceiling) else None}
         return found
 
+    def _boards(self) -> dict[str, Any]:
+        """How many boards greedy replies solve, by family and size, where the behaviour counts them."""
+        found: dict[str, Any] = {}
+        for key in self._keys:
+            found |= (self.run.cell(key) or {}).get("boards", {})
+        return {"boards": found} if found else {}
+
     def finish(self) -> Result:
         """Writes what belongs to the whole run, drops the checkpoints, and returns the result."""
-        extra = {**self.extra, **self._luck()}
+        extra = {**self.extra, **self._luck(), **self._boards()}
         self.save_points()
         stored: dict[str, Any] = self.run.read_json("spec.json") or {}
         for control in stored["controls"]:

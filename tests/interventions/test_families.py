@@ -98,9 +98,11 @@ def test_steering_sites_are_spread_and_leave_out_the_last_block():
 def test_an_edit_is_linear_in_nothing_but_its_latent(family):
     """The same latent gives the same edit, in a batch or by itself, and in an object made anew."""
     model = random_model("llama")
-    intervention = make(family, 1, Priors(model))
+    conditions = [(0.5, -1.0), (2.0, 0.0), (0.0, 1.0)]
+    intervention = make(family, 1, Priors(model), 2).given(conditions)
     latents = normal((3, *intervention.shape), "latents")
-    whole, part = intervention.edit(latents), make(family, 1, Priors(model)).edit(latents[1:2])
+    whole = intervention.edit(latents)
+    part = make(family, 1, Priors(model), 2).given(conditions[1:2]).edit(latents[1:2])
     for name, value in vars(whole.select([1])).items():
         other = vars(part)[name]
         if isinstance(value, torch.Tensor):

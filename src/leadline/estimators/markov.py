@@ -32,8 +32,8 @@ def markov(
     The smallest of them alone, -log2 min_r Y_r in place of the mean, holds by the same inequality and is never lower.
 
     Nothing was asked of the law of Y_r but its mean: neither a variance nor many draws. The Y_r need not be alike, so
-    batches may differ in length. R is fixed beforehand: more runs cost less in the second term, and more in the first, as
-    the logarithm of a mass that varies is lower on average than that of its mean.
+    batches may differ in length. R is fixed beforehand: more runs cost less in the second term, and more in the first,
+    as the logarithm of a mass that varies is lower on average than that of its mean.
     """
     masses = np.asarray(log2_masses, np.float64)
     if masses.ndim != 1 or not masses.size or np.isnan(masses).any():

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from leadline.interventions.adapters import Lora, TinyLora
 from leadline.interventions.base import Intervention
+from leadline.interventions.conditional import Conditional
 from leadline.interventions.prefix import Prefix
 from leadline.interventions.soft_prompt import SoftPrompt
 from leadline.interventions.soft_subspace import SoftSubspace
 from leadline.interventions.steering import Steering
 from leadline.priors import Priors
 
-FAMILIES = ("soft_prompt", "soft_subspace", "steering", "prefix", "lora", "tinylora")
+FAMILIES = ("soft_prompt", "soft_subspace", "steering", "prefix", "lora", "tinylora", "conditional_soft_prompt")
 
 
-def make(family: str, size: int, priors: Priors) -> Intervention:
-    """The intervention of that family and size, for the model of these priors."""
+def make(family: str, size: int, priors: Priors, conditions: int = 0) -> Intervention:
+    """The intervention of that family and size, for these priors' model and a behaviour of so many conditions."""
     match family:
         case "soft_prompt":
             return SoftPrompt(size, priors.embedding)
@@ -28,4 +29,6 @@ def make(family: str, size: int, priors: Priors) -> Intervention:
             return Lora(size, priors)
         case "tinylora":
             return TinyLora(size, priors)
+        case "conditional_soft_prompt":
+            return Conditional(SoftPrompt(size, priors.embedding), conditions)
     raise ValueError(f"no family {family!r}; there are {FAMILIES}")

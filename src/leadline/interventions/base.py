@@ -17,6 +17,8 @@ class Writes(Protocol):
 
     def edit(self, latents: Tensor) -> Edit: ...
 
+    def given(self, conditions: Sequence[tuple[float, ...]]) -> Writes: ...
+
 
 class Intervention(ABC):
     """One family at one size. Its prior over latents is N(0, I) in whitened coordinates.
@@ -35,13 +37,28 @@ class Intervention(ABC):
     def edit(self, latents: Tensor) -> Edit:
         """(rows, *shape) latents to the edit of as many rows, differentiable."""
 
+    def given(self, conditions: Sequence[tuple[float, ...]]) -> Intervention:
+        """This intervention for rows that come with these numbers, as many for each; itself where it has no use for
+        them."""
+        return self
+
     @property
     def dimensions(self) -> int:
         """Free numbers in one latent."""
         return math.prod(self.shape)
 
 
-def edit(interventions: Sequence[Writes], latents: Sequence[Tensor]) -> Edit:
+def edit(
+    interventions: Sequence[Writes], latents: Sequence[Tensor], conditions: Sequence[tuple[float, ...]] = ()
+) -> Edit:
     """One edit for rows of different families and sizes: latents[i] is (rows_i, *shape_i) under interventions[i]. Their
-    edits must be of one kind."""
-    return join([intervention.edit(latent) for intervention, latent in zip(interventions, latents, strict=True)])
+    edits must be of one kind.
+
+    conditions: what each row comes with, all rows one after the other; a family that needs none does without
+    """
+    parts, start = [], 0
+    for intervention, latent in zip(interventions, latents, strict=True):
+        stop = start + len(latent)
+        parts.append(intervention.given(conditions[start:stop]).edit(latent))
+        start = stop
+    return join(parts)

@@ -67,6 +67,10 @@ class TextPrompt:
                 return None
         return string
 
+    def given(self, conditions: Sequence[tuple[float, ...]]) -> TextPrompt:
+        """Itself: a text is the same for every context."""
+        return self
+
     def edit(self, latents: Tensor) -> EmbeddingEdit:
         """(rows, n) tokens as the edit that writes their embeddings."""
         return EmbeddingEdit(self._model.embed(latents.to(self._model.device)), (latents.shape[1],) * len(latents))
