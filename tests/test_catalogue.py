@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
 from leadline.behaviour import builtin_names
 from leadline.catalogue import LISTS
-from leadline.interventions import FAMILIES
 from leadline.organisms import ORGANISMS
+from leadline.spec import Family
 
 
 def test_the_lists_name_what_exists():
     names = {what: [name for name, _ in rows()] for what, rows in LISTS.items()}
     assert names["behaviours"] == builtin_names()
-    assert names["families"] == [*FAMILIES, "prefill", "best_of_n", "null"]
+    assert names["families"] == [*get_args(Family), "prefill", "best_of_n", "null"]
     assert names["organisms"] == [f"organism:{name}" for name in ORGANISMS]
     assert {"smollm2", *names["organisms"]} <= set(names["models"])
 

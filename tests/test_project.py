@@ -29,7 +29,12 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 APACHE_2_0 = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
 BINARY = {".png", ".parquet", ".safetensors", ".gguf", ".ico"}
 MAX_LINES = 400
-COMMANDS = {"cli.py", "catalogue.py", "doctor.py"}  # they import when called, so that the others start at once
+COMMANDS = {
+    "cli.py",
+    "commands.py",
+    "catalogue.py",
+    "doctor.py",
+}  # they import when called, so that the others start at once
 
 
 @cache

@@ -36,6 +36,7 @@ def families() -> Rows:
         ("prefix", "keys and values of K tokens in every block, behind what all contexts start with"),
         ("lora", "a change of rank r to every linear map of the blocks"),
         ("tinylora", "so many numbers that all changes of rank 2 share"),
+        ("text_prompt", "n tokens of plain text typed at the slot; prior: the model's own text there"),
         ("conditional_soft_prompt", "K input embeddings, linear in the numbers that each context comes with"),
         ("prefill", "spelling the reply out: measured with every constant behaviour"),
         ("best_of_n", "sampling replies until one is right: bits a reply, where the others pay once"),

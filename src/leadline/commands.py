@@ -1,0 +1,196 @@
+"""The commands beside `measure`: plain functions that `cli` puts under their names, each with the help it prints.
+
+Torch is imported inside those that need it.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.markup import escape
+
+from leadline.spec import UserError
+
+SUITE_EXAMPLES = """Example:
+
+  leadline suite examples/suite.yaml --gate 'distance >= 8' --accept not-broken
+
+Exit codes: 0 done and every gate passed, 1 a run failed, 2 the file or a run is
+refused, 3 a gate fails (before all others), 4 a gate says not broken.
+"""
+
+
+def show(run: Path, /) -> None:
+    """The numbers of a run in the terminal.
+
+    Parameters
+    ----------
+    run
+        Run directory.
+    """
+    from leadline.report import print_result
+    from leadline.result import Result
+
+    page = run / "report.html"
+    print_result(Result.load(run), Console(), page if page.is_file() else None)
+
+
+def report(run: Annotated[list[Path], Parameter(negative=())], /, *, out: Path | None = None) -> None:
+    """One self-contained HTML file of one or several runs.
+
+    Parameters
+    ----------
+    run
+        Run directories.
+    out
+        Where the file goes; by default report.html in the first run directory.
+    """
+    from leadline.report import write_page
+
+    print(write_page(run, out))
+
+
+def view(run: Annotated[list[Path], Parameter(negative=())], /, *, port: int = 0) -> None:
+    """Serve the page of runs on 127.0.0.1 until Ctrl-C.
+
+    Parameters
+    ----------
+    run
+        Run directories.
+    port
+        0 takes a free one.
+    """
+    from leadline.report.view import view as serve
+
+    serve(run, port)
+
+
+def compare(run: Annotated[list[Path], Parameter(negative=())], /) -> None:
+    """Finished runs side by side, each minus the first, paired on test items where they share them.
+
+    Parameters
+    ----------
+    run
+        Run directories, two or more.
+    """
+    from leadline.compare import load_sides
+    from leadline.report.comparison import print_comparison
+
+    print_comparison(load_sides(run), Console())
+
+
+def suite(spec: Path, /, *, gate: str | None = None, accept: str | None = None, out: Path | None = None) -> None:
+    """Many behaviours on one or several models, and one score card. The same command continues a stopped suite.
+
+    Parameters
+    ----------
+    spec
+        YAML file: name, models, behaviours, and fields of `leadline measure` that hold for all.
+    gate
+        'distance >= BITS': fails on an upper bound below, passes on a certified lower bound of as much.
+    accept
+        not-broken: a gate that neither passed nor failed counts as passed.
+    out
+        Folder of the suite's runs; by default runs/NAME.
+    """
+    from leadline.gate import parse
+    from leadline.report.scorecard import show_card
+    from leadline.suite_spec import read
+
+    bits, wanted, console = parse(gate, accept), read(spec, gated=gate is not None), Console(stderr=True)
+    console.print("Starting torch and transformers ...", highlight=False)
+    from leadline.progress import RichReporter
+    from leadline.suite import exit_code, run
+
+    with closing(RichReporter(console)) as reporter:
+        rows = run(wanted, out or wanted.folder, reporter, bits)
+    show_card(rows, Console(), out or wanted.folder, bits)
+    sys.exit(exit_code(rows, accept))
+
+
+def try_(run: Path, text: str, /, *, size: int | None = None, tokens: int = 60) -> None:
+    """A reply to TEXT with and without the solution that a run found.
+
+    Parameters
+    ----------
+    run
+        Run directory.
+    text
+        What the user says.
+    size
+        Size of the intervention; by default the smallest one that reached the threshold, else the largest.
+    tokens
+        Longest reply.
+    """
+    from leadline.trial import reply
+
+    found = reply(run, text, size, tokens)
+    console = Console()
+    for label, value in (("without", found.without), (f"with {found.what}", found.with_solution)):
+        console.print(f"[bold]{escape(label)}[/bold]\n{escape(value)}\n", highlight=False)
+
+
+def export(
+    run: Path,
+    /,
+    *,
+    format: Literal["peft", "prompt-embeds", "vocab-rows"],
+    family: str | None = None,
+    size: int | None = None,
+    out: Path | None = None,
+) -> None:
+    """A solution that a run found, as a folder that other tools read.
+
+    Parameters
+    ----------
+    run
+        Run directory.
+    format
+        peft; prompt-embeds: embeddings and the text around them, for servers; vocab-rows (experimental): a whole model.
+    family
+        Of the solution; by default any family of the run.
+    size
+        Of the solution; by default the smallest one that reached the threshold, else the largest.
+    out
+        A new folder; by default RUN/export/FORMAT-FAMILY-SIZE.
+    """
+    from leadline.integrations.export import export as write
+
+    print(write(run, format, size, family, out))
+
+
+def list_(what: str, /) -> None:
+    """What there is: behaviours, models, families or organisms.
+
+    Parameters
+    ----------
+    what
+        behaviours, models, families or organisms.
+    """
+    from leadline.catalogue import LISTS
+
+    if what not in LISTS:
+        raise UserError(f"There is no list of {what!r}", "leadline list", f"Choose one of {', '.join(LISTS)}.")
+    rows = LISTS[what]()
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        print(f"{name:<{width}}  {text}")
+
+
+def doctor() -> None:
+    """What this machine has, what leadline keeps here, and whether the main parts work."""
+    from leadline.doctor import checks
+
+    console = Console()
+    failed = False
+    for check in checks():
+        failed |= not check.ok
+        line = f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.said}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if failed:
+        sys.exit(1)
