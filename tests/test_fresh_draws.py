@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import leadline
-from leadline import measurement, plan
+from leadline import measurement, plan, work
 from leadline.behaviour import Behaviour, Reply
 from leadline.engine import Context
 from leadline.items import from_json
@@ -39,14 +39,14 @@ class Scored:
 def check(folder: Path, patch: pytest.MonkeyPatch) -> None:
     """Measures, and asserts that the recorded bound was drawn freshly on test items."""
     heard: list[Scored] = []
-    inner = measurement.score_draws
+    inner = work.score_draws
 
     def listen(objective: Any, contexts: Any, intervention: Any, latents: Any, *rest: Any) -> torch.Tensor:
         margins = inner(objective, contexts, intervention, latents, *rest)
         heard.append(Scored(list(contexts), latents.clone(), margins.clone()))
         return margins
 
-    patch.setattr(measurement, "score_draws", listen)
+    patch.setattr(work, "score_draws", listen)
     patch.setitem(plan.BUDGETS, "ci", plan.Budget(60, 60, 10, 1, 8, 1, 64, 512))
     contexts = tuple(f"{a}{i} p{j} p3 m1" for a in "pm" for i in range(4, 10) for j in range(4, 10))[: 3 * ITEMS + 20]
     flip = Behaviour(name="flip", contexts=contexts, format="raw", slot="start", reply=Reply(text="p1"), ends=False)
@@ -72,7 +72,11 @@ def check(folder: Path, patch: pytest.MonkeyPatch) -> None:
     for arrays in solution:
         mean, scale = (torch.from_numpy(arrays[name]).flatten().double() for name in ("mean", "log_scale"))
         noise = (q - mean) / scale.exp()
-        ratios.append(((q.square().sum(1) - noise.square().sum(1)) / 2 - scale.sum()) / np.log(2))
+        basis = torch.linalg.qr(torch.from_numpy(arrays["directions"]).double().T).Q
+        squeeze = torch.from_numpy(arrays["log_squeeze"]).double()
+        noise = noise + ((noise @ basis) * ((-squeeze).exp() - 1)) @ basis.T
+        ratio = (q.square().sum(1) - noise.square().sum(1)) / 2 - scale.sum() - squeeze.sum()
+        ratios.append(ratio / np.log(2))
     assert any(np.allclose(record["log_ratio_bits"], found.numpy(), atol=1e-3) for found in ratios)
 
 

@@ -150,8 +150,8 @@ def test_a_refused_behaviour_in_the_middle_is_a_row_and_a_second_call_does_no_wo
     def never(*_: object, **__: object) -> None:
         raise AssertionError("work was done again")
 
-    for name in ("train", "score_null", "score_latents", "score_draws"):
-        monkeypatch.setattr(f"leadline.measurement.{name}", never)
+    for name in ("measurement.train", "measurement.score_null", "measurement.score_latents", "work.score_draws"):
+        monkeypatch.setattr(f"leadline.{name}", never)
     points = {path: path.read_bytes() for path in (tmp_path / "runs").glob("*/cells/*/*")}
     assert call(capsys, *command)[:2] == (2, out)
     assert {path: path.read_bytes() for path in (tmp_path / "runs").glob("*/cells/*/*")} == points
