@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from leadline.estimators.combine import PAYING, TWO_SIDED, SizeBounds, estimate_bits, excess_bits, size_bounds
+from leadline.estimators.combine import BOUNDING, TWO_SIDED, SizeBounds, estimate_bits, excess_bits, size_bounds
 from leadline.information import Bits, Floats, student_interval, student_quantile
 from leadline.records import digest, read_record
 from leadline.result import Result
@@ -60,7 +60,7 @@ class Side:
         """What is reported of the behaviour by family and size (prefill, which has none, under 0); the choice of a size
         is not paid."""
         rows = self.result.points.filter((pl.col("role") == "behaviour") & (pl.col("family") != "null"))
-        tested = rows.filter(pl.col("estimator").is_in(PAYING))
+        tested = rows.filter(pl.col("estimator").is_in(BOUNDING))
         promised = rows.filter((pl.col("estimator") == "CHOICE") & pl.col("chosen"))
         found = {}
         for family, size in tested.select("family", "size").unique(maintain_order=True).sort("size").iter_rows():

@@ -41,11 +41,12 @@ def score_draws(
     threshold: float,
     margins: Tensor | None = None,
     after_item: Callable[[Tensor], None] = lambda margins: None,
+    floor: float = 0.0,
 ) -> Tensor:
     """(draws, items) margins of every draw on every item, NaN where a draw was dropped before.
 
     latents: (draws, *shape);  margins: what an earlier, interrupted call had got to;  after_item: called with the
-    margins so far, to save and to report
+    margins so far, to save and to report;  floor: a draw is dropped once its level cannot exceed it
     """
     draws, items = len(latents), len(contexts)
     if margins is None:
@@ -53,7 +54,7 @@ def score_draws(
     most_misses = items - needed(threshold, items)
     item = int((~margins.isnan()).any(0).sum())
     while item < items:
-        misses = ((~hits(margins)) & ~margins.isnan()).sum(1)
+        misses = (~(margins > floor) & ~margins.isnan()).sum(1)
         alive = (misses <= most_misses).nonzero()[:, 0]
         if not len(alive):
             break

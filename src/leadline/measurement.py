@@ -19,9 +19,10 @@ from torch import Tensor
 from leadline import behaviour as behaviours
 from leadline import rows
 from leadline.behaviour import Behaviour
+from leadline.blind import blind_draws
 from leadline.checkpoint import Checkpoint
 from leadline.engine import Context
-from leadline.evaluation import first_item_hits, in_s, score_latents, score_null
+from leadline.evaluation import in_s, score_latents, score_null
 from leadline.interventions.base import edit
 from leadline.model import FrozenModel, load
 from leadline.plan import (
@@ -35,7 +36,6 @@ from leadline.plan import (
     candidates,
     first_cells,
     gradient_cells,
-    latent_families,
     loss_cells,
     next_cells,
 )
@@ -90,7 +90,7 @@ def measure(
         cells = rate_distortion(work)
         if wanted.scored == "exact":
             certify(work, cells)
-            prior_draws(work)
+            blind_draws(work)
         text_prompts(work)
         return work.finish()
 
@@ -276,18 +276,3 @@ def _drawn(work: Work, key: str, cell: Cell, split: str, draws: int) -> tuple[Te
     noise = normal((draws, *intervention.shape), "draws", cell.label, split).to(work.model.device)
     latents = solver_for(cell.beta, cell.first_beta).draw(work.trained(cell.label), noise)
     return work.scored(key, f"{split} draws of {cell.label}", cell.task, split, intervention, latents), latents
-
-
-def prior_draws(work: Work) -> None:
-    """Draws of the prior itself: the exact answer where any of them hits, the certified lower bound where none does."""
-    for family in latent_families(work.spec) if work.spec.prior_draws else ():
-        for size in work.spec.sizes_of(family):
-            cell = Cell("", family, size, -1, None)
-            key = work.key("prior", family, str(size))
-            if work.done(key):
-                continue
-            latents = normal((work.spec.prior_draws, *work.intervention(cell).shape), "prior", family, size)
-            title = f"draws of the prior, {family} {size}"
-            margins = work.scored(key, title, cell.task, "test", work.intervention(cell), latents.to(work.model.device))
-            point = rows.prior_point(work.about(cell, key), work.spec.threshold, margins)
-            work.write(key, {"points": [point], "prior_items": first_item_hits(margins, work.spec.threshold)})

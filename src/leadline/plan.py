@@ -27,6 +27,7 @@ class Budget:
     curve_draws:    draws of q for each validation item of a curve point
     choice_draws:   draws of q with which cells near the threshold are compared on validation items
     sequences:      sequences in one forward and backward pass at most
+    particles, moves, runs, most_levels: of splitting in subspaces; no particles: none of it
     """
 
     gradient_steps: int
@@ -37,12 +38,16 @@ class Budget:
     curve_draws: int
     choice_draws: int
     sequences: int
+    particles: int = 0
+    moves: int = 0
+    runs: int = 0
+    most_levels: int = 0
 
 
 BUDGETS: dict[Scale, Budget] = {
-    "ci": Budget(120, 150, 40, 6, 8, 2, 16, 512),
+    "ci": Budget(120, 150, 40, 6, 8, 2, 16, 512, 40, 2, 4, 40),
     "default": Budget(100, 100, 40, 8, 16, 2, 32, 64),
-    "full": Budget(400, 600, 240, 12, 32, 4, 64, 64),
+    "full": Budget(400, 600, 240, 12, 32, 4, 64, 64, 150, 5, 8, 300),
 }
 WRITE_EMBEDDINGS = ("soft_prompt", "soft_subspace")  # families whose rows share a batch
 FIRST_BETA = 0.01  # bits of loss a bit of KL: low enough that the behaviour is found before it is cheapened

@@ -17,6 +17,7 @@ import polars as pl
 
 from leadline.curve import Curve
 from leadline.estimators.combine import (
+    BOUNDING,
     PAYING,
     SAMPLED,
     SizeBounds,
@@ -212,7 +213,7 @@ class Result:
         upper, size = None, None
         if found and found[0].row is not None:
             upper, size = upper_bits(found[0].row, found[0].weight, prior), found[0].size
-        lower, estimate = brute_force(sizes, prior)
+        lower, estimate = brute_force(sizes, prior, self.threshold)
         compared = self._compared(family, found, size)
         largest = max([bounds.size for bounds in sizes] or rows["size"].to_list(), default=None)
         reached = self.curve(family).capacity(self.threshold) if family != "prefill" else None
@@ -225,7 +226,7 @@ class Result:
         The weights are those of all sizes that the run was asked for, also of one where nothing came near: what a size
         costs may not depend on what was found.
         """
-        bounded, tried = pl.col("estimator").is_in(PAYING), pl.col("beta").is_not_null()
+        bounded, tried = pl.col("estimator").is_in(BOUNDING), pl.col("beta").is_not_null()
         seen = rows.filter(bounded | tried)["size"].unique().to_list()
         sized = bool(seen) and rows["family"][0] in self.spec["spec"]["family"]
         asked = sorted({*seen, *self._asked(rows["family"][0])} if sized else seen)

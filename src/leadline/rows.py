@@ -14,9 +14,12 @@ import numpy as np
 from torch import Tensor
 
 from leadline.estimators.cond import cond
+from leadline.estimators.importance import importance
 from leadline.estimators.kl import kl
+from leadline.estimators.lower import lower
 from leadline.estimators.monte_carlo import monte_carlo
 from leadline.estimators.prefill import prefill_bits
+from leadline.estimators.splitting import splitting
 from leadline.estimators.text import text_bound
 from leadline.evaluation import in_s
 from leadline.information import (
@@ -127,7 +130,7 @@ def promise(point: Mapping[str, Any]) -> float:
 def bound_points(
     about: Point, threshold: float, margins: Tensor, parameters: Parameters, latents: Tensor
 ) -> tuple[list[Point], Arrays]:
-    """COND and KL of the chosen cell from fresh draws on test items; the draws' log ratios and hits go on record.
+    """COND, KL and IW of the chosen cell from fresh draws on test items; the draws' log ratios and hits go on record.
 
     margins: (draws, items) as score_draws returns them;  latents: the draws of q that were scored
     """
@@ -137,6 +140,7 @@ def bound_points(
     bounds = {
         "COND": cond(ratio, hit, counts["kl_bits"], prior=about["prior"]),
         "KL": kl(counts["p_hits"], counts["p_draws"], counts["kl_bits"], prior=about["prior"]),
+        "IW": importance(ratio, hit, counts["kl_bits"], prior=about["prior"]),
     }
     outcome = "reached" if counts["p_hits"] else "out of steps"
     shared = {**about, **counts, "split": "test", "kind": "certified upper", "outcome": outcome}
@@ -168,6 +172,21 @@ def prior_point(about: Point, threshold: float, margins: Tensor) -> Point:
     kind, outcome = ("exact", "reached") if found.upper else ("certified lower", "out of steps")
     return _row({**about, **_bound(found), "split": "test", "estimator": "MC", "p_hits": hit, "p_draws": draws,
                  "kind": kind, "outcome": outcome})  # fmt: skip
+
+
+def pairs_point(about: Point, threshold: float, right: int, pairs: int) -> Point:
+    """LOWER: pairs of a prior draw and one item drawn for it, `right` of which were right."""
+    found = lower(right, pairs, threshold, prior=about["prior"])
+    return _row({**about, **_bound(found), "split": "test", "estimator": "LOWER", "kind": "certified lower",
+                 "p_hits": right, "p_draws": pairs})  # fmt: skip
+
+
+def split_point(about: Point, log2_masses: Sequence[float], particles: int) -> Point:
+    """SPLIT: production runs under a frozen schedule; empty where the pilot found none."""
+    found = splitting(log2_masses, prior=about["prior"]) if len(log2_masses) else Bound(None, None, None, math.nan)
+    outcome = "reached" if found.upper else "out of steps"
+    return _row({**about, **_bound(found), "split": "test", "estimator": "SPLIT", "kind": "certified upper",
+                 "p_draws": particles, "outcome": outcome})  # fmt: skip
 
 
 def _counts(member: Tensor, parameters: Parameters) -> Point:

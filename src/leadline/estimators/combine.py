@@ -24,11 +24,17 @@ from leadline.information import (
     surprisal,
 )
 
-SAMPLED = ("COND", "KL", "MC")
-"""Estimators whose bound comes from draws, in the order in which they are reported."""
+SAMPLED = ("SPLIT", "COND", "KL", "MC")
+"""Estimators whose bound comes from draws, in the order in which they are reported. SPLIT stands first: where its runs
+were made they need no Gaussian to fit S. It gives way to COND only where one of its runs ended without mass, which the
+draws of COND do not know of: the reported one fails with probability delta (1 + P(that)) at most. IW weighs the draws
+of COND, and stands beside it in the list of all bounds.
+"""
 COMPUTED = {"PREFILL": "spelling it out", "TEXT": "texts that work"}
 """Estimators that draw nothing, and what their bits were paid for."""
 PAYING = (*SAMPLED, *COMPUTED)
+BOUNDING = (*PAYING, "LOWER")
+"""Estimators whose rows `size_bounds` looks at."""
 PROMISED_HITS = 32
 """MC is reported in place of COND where validation promises this many hits among the prior draws."""
 
@@ -48,6 +54,7 @@ class SizeBounds:
     row:     the reported row, None where no estimator found a bound
     brute:   the row of prior draws (MC), None where none were drawn
     drawn:   the row with a bound from draws of q, which controls have too; None where there is none
+    pairs:   the row of prior draws on one item each (LOWER), None where none were drawn
     """
 
     size: int
@@ -56,6 +63,7 @@ class SizeBounds:
     row: Row | None
     brute: Row | None
     drawn: Row | None
+    pairs: Row | None = None
 
     @property
     def order(self) -> tuple[float, int]:
@@ -72,8 +80,8 @@ def size_bounds(size: int, weight: float, tested: Iterable[Row], promised: Itera
     if brute is not None and brute["p_draws"] and promise <= math.log2(brute["p_draws"] / PROMISED_HITS):
         names = ("MC", *PAYING)
     bounded = [here[name] for name in names if name in here and here[name]["upper_bits"] is not None]
-    drawn = next((row for row in bounded if row["estimator"] != "MC"), None)
-    return SizeBounds(size, weight, promise, bounded[0] if bounded else None, brute, drawn)
+    drawn = next((row for row in bounded if row["estimator"] not in ("MC", "SPLIT")), None)
+    return SizeBounds(size, weight, promise, bounded[0] if bounded else None, brute, drawn, here.get("LOWER"))
 
 
 def estimate_bits(row: Row) -> float:
@@ -119,15 +127,17 @@ def upper_bits(row: Row, weight: float, prior: str) -> Bits:
     return Bits(value + charge, "certified upper", *ends, CONFIDENCE, name, prior, tuple(paid))
 
 
-def brute_force(sizes: Sequence[SizeBounds], prior: str) -> tuple[Bits | None, Bits | None]:
+def brute_force(sizes: Sequence[SizeBounds], prior: str, threshold: float) -> tuple[Bits | None, Bits | None]:
     """Certified lower bound and two-sided estimate of D from the prior draws of all sizes: -log2 sum_K w_K pi_K(S).
 
     Each size's limit stands at 1 - delta / (number of sizes), so that all hold together at 1 - delta; a size without
-    draws may have any mass up to 1. The estimate is None where a size has no draws or none hit.
+    draws may have any mass up to 1. Where pairs of LOWER were drawn too, both limits stand at half of that delta and
+    the smaller counts. The estimate is None where a size has no draws or none hit; it is that of the draws alone.
     """
-    counts = [(s.weight, int(s.brute["p_hits"]), int(s.brute["p_draws"])) for s in sizes if s.brute is not None]
-    if not counts:
+    found = [s for s in sizes if s.brute is not None]
+    if not found:
         return None, None
+    counts = [(s.weight, int(s.brute["p_hits"]), int(s.brute["p_draws"])) for s in found if s.brute is not None]
     unknown = math.fsum(s.weight for s in sizes if s.brute is None)
     spread = (1.0 - CONFIDENCE) / len(sizes)
 
@@ -136,13 +146,27 @@ def brute_force(sizes: Sequence[SizeBounds], prior: str) -> tuple[Bits | None, B
 
     low = bits((w * clopper_pearson_upper(h, n, 1.0 - spread / 2.0) for w, h, n in counts), unknown)
     high = bits((w * clopper_pearson_lower(h, n, 1.0 - spread / 2.0) for w, h, n in counts), 0.0)
-    value = bits((w * clopper_pearson_upper(h, n, 1.0 - spread) for w, h, n in counts), unknown)
-    words = "-log2 of the mass over sizes" if len(sizes) > 1 else "-log2 p"
-    lower = Bits(value, "certified lower", low, high, CONFIDENCE, "MC", prior, ((words, value),))
+    value = bits((s.weight * _most_mass(s, spread, threshold) for s in found), unknown)
+    words = "-log2 of the mass over sizes" if len(sizes) > 1 else "-log2 of the mass"
+    name = "MC+LOWER" if any(s.pairs is not None for s in found) else "MC"
+    lower = Bits(value, "certified lower", min(low, value), high, CONFIDENCE, name, prior, ((words, value),))
     share = bits((w * h / n for w, h, n in counts), 0.0)
     if unknown or math.isinf(share):
         return lower, None
     return lower, Bits(share, "exact", low, high, CONFIDENCE, "MC", prior, ((words, share),))
+
+
+def _most_mass(size: SizeBounds, spread: float, threshold: float) -> float:
+    """Upper limit of pi(S) at one size, which fails with probability `spread` at most."""
+    assert size.brute is not None
+    hits, draws = int(size.brute["p_hits"]), int(size.brute["p_draws"])
+    if size.pairs is None:
+        return clopper_pearson_upper(hits, draws, 1.0 - spread)
+    right, pairs = int(size.pairs["p_hits"]), int(size.pairs["p_draws"])
+    return min(
+        clopper_pearson_upper(hits, draws, 1.0 - spread / 2.0),
+        clopper_pearson_upper(right, pairs, 1.0 - spread / 2.0) / threshold,
+    )
 
 
 def excess_bits(own: Row, others: Sequence[Row]) -> Bits:

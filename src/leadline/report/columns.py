@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console, JustifyMethod
+from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from leadline.report.words import plain
 
-WIDTH = 80
+WIDEST = 1000
 
 
 def print_table(
@@ -30,8 +31,15 @@ def print_table(
         table.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis")
     for row in rows:
         table.add_row(*(Text(plain(cell)) for cell in row))
-    if console.width < WIDTH:
-        table.width = WIDTH  # a narrower terminal folds the lines: a number that is cut is another number
+    show(console, table, lines)
+
+
+def show(console: Console, table: Table, lines: Sequence[str] = ()) -> None:
+    """Print a table whole, and the lines below it: a terminal that is too narrow folds it, for a number that is cut is
+    another number."""
+    needed = Measurement.get(console, console.options.update(max_width=WIDEST), table).maximum
+    if needed > console.width:
+        table.width = needed
     console.print()
     console.print(table, crop=False)
     for line in lines:

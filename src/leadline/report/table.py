@@ -13,13 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from leadline.information import at_least, at_most
+from leadline.report.columns import show
 from leadline.report.headline import controls_of, distance_of, headline, subjects
 from leadline.report.rows import EPSILON, bound_rows, cost_words, luck_words, size_rows
 from leadline.report.ways import cheapest_words
 from leadline.report.words import NONE, about, interval, plain, short
 from leadline.result import Result, rank_words
-
-WIDTH = 80
 
 
 def print_result(result: Result, console: Console, page: Path | None = None) -> None:
@@ -50,15 +49,6 @@ def _table(title: str, columns: dict[str, JustifyMethod]) -> Table:
     return table
 
 
-def _print(console: Console, table: Table, *lines: str) -> None:
-    console.print()
-    if console.width < WIDTH:
-        table.width = WIDTH  # a narrower terminal folds the lines: a number that is cut is another number
-    console.print(table, crop=False)
-    for line in lines:
-        console.print(Padding(Text(line, style="dim"), (0, 0, 0, 2)))
-
-
 def _distances(result: Result, console: Console) -> None:
     rows = bound_rows(result)
     if not rows:
@@ -85,7 +75,7 @@ def _distances(result: Result, console: Console) -> None:
         )
         table.add_row(*(Text(plain(cell)) for cell in cells))
     cheapest = [cheapest_words(result)] if len(result.curves) > 1 else []
-    _print(console, table, *cheapest, *(f"{letter}  {plain(prior)}" for prior, letter in letters.items()))
+    show(console, table, [*cheapest, *(f"{letter}  {plain(prior)}" for prior, letter in letters.items())])
 
 
 def _controls(result: Result, console: Console) -> None:
@@ -107,7 +97,7 @@ def _controls(result: Result, console: Console) -> None:
         table.add_row(*(Text(cell) for cell in cells))
     words = "Delta: how much farther the control lies, by the same bound at the same size. direct: to spell it out."
     rank = f"Rank of the behaviour: {rank_words(distance)}." if distance.rank else ""
-    _print(console, table, words, *([rank] if rank else []))
+    show(console, table, [words, *([rank] if rank else [])])
 
 
 def _sizes(result: Result, console: Console) -> None:
@@ -138,7 +128,7 @@ def _sizes(result: Result, console: Console) -> None:
                 f"C({result.threshold:g}), the smallest size that reaches it: {_size(capacity)}; "
                 f"S({EPSILON:g}), after which doubling adds less: {_size(saturation)}"
             )
-        _print(console, table, *lines)
+        show(console, table, lines)
 
 
 def _size(size: int | None) -> str:
