@@ -86,6 +86,15 @@ def test_k13_grid_quadrature_in_a_subspace_equals_mc_and_bounds_cond(tmp_path, d
     assert abs(exact["estimate_bits"] - truth) < 3 * exact["stderr_bits"]
     cond = result.points.filter(estimator="COND").row(0, named=True)
     assert truth <= cond["upper_bits"] < truth + 3
+    # particles that climb find the same mass, and Markov's inequality leaves it within its charge and their spread
+    split = result.points.filter(estimator="SPLIT").row(0, named=True)
+    assert abs(split["estimate_bits"] - truth) < 3 * split["stderr_bits"] + 0.05
+    assert truth <= split["upper_bits"] < truth + math.log2(20) / 4 + 1
+    # one item a draw: an item is the whole behaviour here, so the share of right pairs is the mass itself
+    pairs = result.points.filter(estimator="LOWER").row(0, named=True)
+    assert pairs["p_draws"] == 4 * 4096
+    assert pairs["p_hits"] / pairs["p_draws"] == pytest.approx(share, abs=4 * math.sqrt(share / pairs["p_draws"]))
+    assert pairs["lower_bits"] <= truth + math.log2(1 / 0.9)
 
 
 def quadrature(model, behaviour, dimensions: int) -> float:

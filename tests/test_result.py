@@ -348,3 +348,16 @@ def test_k5_best_of_n_costs_what_the_base_rate_says_and_is_never_pooled():
     assert found.cheapest().family == "prefill"
     assert found.cheapest().upper == without.cheapest().upper
     assert "best_of_n, 5.0 bits a reply" in found.cheapest().sentence
+
+
+def test_pairs_of_a_draw_and_an_item_raise_the_lower_bound_where_neither_hits() -> None:
+    """Both limits at half of 5%, by hand: 0 of 512 draws, and 0 of 2048 pairs over tau."""
+    pairs = row(size=1, estimator="LOWER", p_hits=0, p_draws=2048, lower_bits=9.0)
+    lower = result([brute(1, 0, 512), pairs]).distance().lower
+    assert lower is not None
+    assert lower.value == pytest.approx(-math.log2((1 - 0.025 ** (1 / 2048)) / 0.9))
+    assert lower.estimator == "MC+LOWER"
+    # items that are often right say nothing of S: the draws' own limit counts, at its half
+    often = result([brute(1, 0, 512), pairs | {"p_hits": 1500}]).distance().lower
+    assert often is not None
+    assert often.value == pytest.approx(-math.log2(1 - 0.025 ** (1 / 512)))
