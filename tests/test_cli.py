@@ -23,7 +23,7 @@ from leadline.spec import CONDITIONED, Family, RunSpec
 from models import random_model
 
 BAR = "\u2502"  # the frame around help
-COMMANDS = ("measure", "show", "report", "view", "compare", "suite", "try", "export", "list", "doctor")
+COMMANDS = ("measure", "show", "report", "view", "compare", "suite", "try", "score", "export", "list", "doctor")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.markup import escape
 
 from leadline.spec import UserError
@@ -133,6 +133,46 @@ def try_(run: Path, text: str, /, *, size: int | None = None, tokens: int = 60) 
     console = Console()
     for label, value in (("without", found.without), (f"with {found.what}", found.with_solution)):
         console.print(f"[bold]{escape(label)}[/bold]\n{escape(value)}\n", highlight=False)
+
+
+def score(
+    run: Path,
+    /,
+    *,
+    model: str | None = None,
+    temperature: float | None = None,
+    reworded: Annotated[bool, Parameter(negative=())] = False,
+    family: str | None = None,
+    size: int | None = None,
+) -> None:
+    """What a solution that a run found is worth elsewhere, on the run's test items, without and with it.
+
+    Parameters
+    ----------
+    run
+        Run directory.
+    model
+        Another model: a text is typed there, numbers are taken as they are.
+    temperature
+        Sampled replies at this temperature: the probability that one is right.
+    reworded
+        The same questions put otherwise.
+    family
+        Of the solution; by default any family of the run.
+    size
+        Of the solution; by default the smallest one that reached the threshold, else the largest.
+    """
+    from leadline.report.columns import print_table
+    from leadline.transfer import transfer
+
+    columns: dict[str, JustifyMethod] = {"": "left", "score": "right", "95%": "left", "loss, bits": "right"}
+    found = transfer(run, model, temperature, reworded, size, family)
+    rows = [
+        (line.what, f"{line.score:.2f}", "{:.2f}..{:.2f}".format(*line.score_interval),
+         f"{line.loss_bits:.1f} ({line.loss_interval[0]:.1f}..{line.loss_interval[1]:.1f})")
+        for line in found
+    ]  # fmt: skip
+    print_table(Console(), f"{found[0].items} test items", {**columns}, rows)
 
 
 def export(

@@ -48,9 +48,10 @@ class TargetLogits:
     rows: Tensor
     num_rows: int
 
-    def nats(self) -> Tensor:
-        """(rows,) cost of each row's whole target in nats: the sum of -log p over its tokens."""
-        surprisal = torch.nn.functional.cross_entropy(self.logits.float(), self.targets, reduction="none")
+    def nats(self, temperature: float = 1.0) -> Tensor:
+        """(rows,) cost of each row's whole target in nats: the sum of -log p over its tokens, p at that temperature."""
+        logits = self.logits.float() / temperature
+        surprisal = torch.nn.functional.cross_entropy(logits, self.targets, reduction="none")
         return torch.zeros(self.num_rows, device=surprisal.device).index_add(0, self.rows, surprisal)
 
     def margins(self) -> Tensor:

@@ -38,6 +38,7 @@ class Solution:
     key:              of its cell in the run
     edit:             what it does, as an edit of one row
     contexts:         all contexts of the run, with the behaviour's targets
+    text:             what is typed at the slot, of a text prompt; None of every other family
     """
 
     model: FrozenModel
@@ -47,6 +48,7 @@ class Solution:
     key: str
     edit: Edit
     contexts: tuple[Context, ...]
+    text: str | None = None
 
     @property
     def name(self) -> str:
@@ -103,14 +105,16 @@ def find(run: Path, size: int | None = None, family: str | None = None) -> Solut
     model = load(name, recorded(provenance) or "auto")
     if model.weight_hash != wanted_hash:
         raise UserError("The model's weights are not those of the run", str(run), "Measure again.")
+    text = None
     with torch.no_grad():
         if "tokens" in found:  # of a text
+            text = model.tokenizer.decode(found["tokens"].tolist(), clean_up_tokenization_spaces=False)
             written: Edit = TextPrompt(model, []).edit(torch.from_numpy(found["tokens"].copy())[None])
         else:
             latents = torch.from_numpy(found["mean"].copy())[None].to(model.device)
             written = edit([make(row["family"], row["size"], Priors(model))], [latents])
     contexts = tuple(context for split in SPLITS for context in main.contexts(split))
-    return Solution(model, behaviour, row["family"], row["size"], row["key"], written, contexts)
+    return Solution(model, behaviour, row["family"], row["size"], row["key"], written, contexts, text)
 
 
 def _row(run: Path, result: Result, size: int | None, family: str | None) -> dict[str, Any]:
