@@ -33,8 +33,8 @@ demo: .venv/.installed weights
 	@.venv/bin/leadline measure
 
 test: .venv/.development weights lint
-	$(say) 'Tests: about 10 minutes on two cores.'
-	@.venv/bin/python -m pytest --cov
+	$(say) 'Tests: about 12 minutes on two cores, a file at a time on each.'
+	@.venv/bin/python -m pytest --cov -n 2 --dist loadfile
 
 lint: .venv/.development
 	$(say) 'Style: ruff (seconds).'

@@ -58,7 +58,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["measure", "--items", "0"], r"not 0 \(--items\)"),
         (["measure", "--draws", "63"], r"equal to 64, not 63 \(--draws\)"),
         (["measure", "--prior-draws", "-1"], r"not -1 \(--prior-draws\)"),
-        (["measure", "--family", "hard_prompt"], r"'soft_prompt' or 'soft_subspace', not 'hard_prompt' \(--family\)"),
+        (["measure", "--family", "hard_prompt"], r"or 'conditional_soft_prompt', not 'hard_prompt' \(--family\)"),
         (["measure", "--family", "soft_prompt,soft_prompt"], r"each once \(--family\)"),
         (["measure", "--family", ""], r"at least one family.* \(--family\)"),
         (["measure", "--compute", "float64"], r"not 'float64' \(--compute\)"),
