@@ -140,4 +140,9 @@ def test_the_outline_counts_all_stages():
     assert len(lines) == 7
     assert len(outline(RunSpec(), ["", "permuted-0"], exact=False)) == 4, "no threshold, nothing to certify"
     assert lines[1].passes == 4 * 16 * BUDGETS["default"].gradient_steps
-    assert lines[-1].scored == 2 * 512 * 5
+    # draws that never hit are dropped after 5 of 40 items, and 4 pairs stand beside each of them
+    assert lines[-1].scored == 2 * 512 * (5 + 4)
+    # two sizes of the behaviour and one of each control; proposals, steps, then judged texts and the best on two splits
+    texts = outline(RunSpec(family="text_prompt", sizes="8,16"), ["", "matched-0", "uniform-0"])[-2:]
+    assert texts[0].scored == 4 * (8 * (16 + 32 * 32) + 32 * 40 + 80)
+    assert texts[1].scored == 2 * 512 * 5

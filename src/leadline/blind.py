@@ -18,13 +18,11 @@ from leadline.evaluation import first_item_hits, score_draws, score_latents
 from leadline.information import Floats
 from leadline.interventions.base import Intervention
 from leadline.objective import CHUNK_ROWS
-from leadline.plan import BUDGETS, Cell, latent_families
+from leadline.plan import BUDGETS, PAIRS, Cell, latent_families
 from leadline.priors import generator, normal, seed_of
 from leadline.records import digest
 from leadline.scoring import level
 from leadline.work import Work
-
-PAIRS = 4  # pairs of a draw and one item, for every draw that is counted on all items until it has missed too many
 
 
 def blind_draws(work: Work) -> None:

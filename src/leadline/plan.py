@@ -49,7 +49,33 @@ BUDGETS: dict[Scale, Budget] = {
     "default": Budget(100, 100, 40, 8, 16, 2, 32, 64),
     "full": Budget(400, 600, 240, 12, 32, 4, 64, 64, 150, 5, 8, 300),
 }
+
+
+@dataclass(frozen=True)
+class TextBudget:
+    """How long the search for a text runs at one scale.
+
+    steps, candidates, top_k: of `token_search`
+    contexts: training items that a candidate is scored on, the same ones throughout
+    drawn:    proposals drawn from the model itself
+    judged:   texts at most that are scored on validation items
+    """
+
+    steps: int
+    candidates: int
+    top_k: int
+    contexts: int
+    drawn: int
+    judged: int
+
+
+TEXT_BUDGETS: dict[Scale, TextBudget] = {
+    "ci": TextBudget(16, 24, 16, 8, 8, 16),
+    "default": TextBudget(32, 32, 64, 8, 16, 32),
+    "full": TextBudget(200, 128, 128, 16, 64, 128),
+}
 WRITE_EMBEDDINGS = ("soft_prompt", "soft_subspace")  # families whose rows share a batch
+PAIRS = 4  # pairs of a draw and one item, for every draw that is counted on all items until it has missed too many
 FIRST_BETA = 0.01  # bits of loss a bit of KL: low enough that the behaviour is found before it is cheapened
 WIDEN = 2.0  # factor between betas while the threshold is not bracketed
 END = 0.05  # of the KL at the threshold: where a curve ends
@@ -274,9 +300,24 @@ def outline(spec: RunSpec, tasks: Sequence[str], exact: bool = True) -> list[Lin
         Line(f"at most {rounds} more rounds", rounds * math.ceil(2 * len(curves) * budget.contexts / budget.sequences),
              later * budget.contexts * budget.round_steps, point * later),
     ]  # fmt: skip
+    blind = len(own) * spec.prior_draws * (doomed + PAIRS)
     certifying = [
         Line("choice on validation items", len(curves), 0, len(curves) * compared),
         Line(f"certified upper bounds, {spec.draws} draws", len(curves), 0, len(curves) * certified),
-        Line(f"certified lower bound, {spec.prior_draws} draws", len(own), 0, len(own) * spec.prior_draws * doomed),
+        Line(f"certified lower bound, {spec.prior_draws} draws", len(own), 0, blind),
     ]  # fmt: skip
-    return [*training, *certifying] if exact else training
+    return [*training, *(certifying if exact else []), *_texts(spec, len(tasks), doomed if exact else 0)]
+
+
+def _texts(spec: RunSpec, tasks: int, doomed: int) -> list[Line]:
+    """The text prompts' lines: the search, what it found on other items, and draws of the prior."""
+    if "text_prompt" not in spec.family:
+        return []
+    budget, sizes = TEXT_BUDGETS[spec.scale], len(spec.sizes_of("text_prompt"))
+    searches = (sizes + tasks - 1) * spec.seeds
+    tried = budget.contexts * (budget.drawn + budget.steps * budget.candidates)
+    judged = budget.judged * spec.items + 2 * spec.items
+    return [
+        Line("search for texts", searches, 0, searches * (tried + judged)),
+        Line(f"texts drawn blindly, {spec.prior_draws}", sizes, 0, sizes * spec.prior_draws * doomed),
+    ]

@@ -22,13 +22,12 @@ from leadline.evaluation import first_item_hits, in_s, score_latents
 from leadline.interventions.text_prompt import Place, TextPrompt, place
 from leadline.items import SPLITS, sources
 from leadline.model import FrozenModel
-from leadline.plan import best_restart
+from leadline.plan import TEXT_BUDGETS, best_restart
 from leadline.priors import generator
 from leadline.probe import Compute
 from leadline.records import digest
 from leadline.slot import Renderer
 from leadline.solvers.token_search import Problem, TokenSearch, begin, search
-from leadline.spec import Scale
 from leadline.texts import TextPrior, item_free_prefix, text_problem
 from leadline.work import Work
 
@@ -38,31 +37,6 @@ KEEP_BITS = 1.0  # texts of at most this loss on training items are kept: they m
 PLACES = 12  # contexts in which every candidate is typed; all contexts in which a text has to be right before it counts
 ASKED = ("{}", "Say: {}", "Say: {}\n", "Repeat after me: {}", "Answer every question with the words {}.")
 SAMPLES = 8  # test items whose replies are kept for people to read
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How long the search runs at one scale.
-
-    steps, candidates, top_k: of `token_search`
-    contexts: training items that a candidate is scored on, the same ones throughout
-    drawn:    proposals drawn from the model itself
-    judged:   texts at most that are scored on validation items
-    """
-
-    steps: int
-    candidates: int
-    top_k: int
-    contexts: int
-    drawn: int
-    judged: int
-
-
-BUDGETS: dict[Scale, Budget] = {
-    "ci": Budget(16, 24, 16, 8, 8, 16),
-    "default": Budget(32, 32, 64, 8, 16, 32),
-    "full": Budget(200, 128, 128, 16, 64, 128),
-}
 
 
 @dataclass(frozen=True)
@@ -120,7 +94,7 @@ def places(renderer: Renderer, behaviour: Behaviour) -> list[Place]:
 def _searched(work: Work, curve: Curve, seed: int, prior: TextPrior, everywhere: Sequence[Place]) -> dict[str, Any]:
     """The record of one search: the chosen text's points on training and validation items, and the texts that hold on
     validation items, cheapest first."""
-    budget, label = BUDGETS[work.spec.scale], f"{curve.label} seed {seed}"
+    budget, label = TEXT_BUDGETS[work.spec.scale], f"{curve.label} seed {seed}"
     key = work.key("texts", label)
     if not work.done(key):
         task = work.task(curve.task)
@@ -131,8 +105,11 @@ def _searched(work: Work, curve: Curve, seed: int, prior: TextPrior, everywhere:
         work.reporter.stage(f"search for a text, {label}")
         checkpoint = Checkpoint(work.run, digest([work.hash, key]), work.reporter)
         state = checkpoint.restore_texts()
-        if state is None:
-            state = begin(problem, how, proposals(work, curve, prior, problem, seed))
+        try:
+            state = state or begin(problem, how, proposals(work, curve, prior, problem, seed))
+        except ValueError:  # nothing that was proposed can be typed at this slot: an outcome
+            work.write(key, {"points": [], "texts": [], "best": []})
+            return {**(work.run.cell(key) or {}), "key": key, "seed": seed}
         search(problem, how, budget.steps, state, lambda now: checkpoint.texts(now, budget.steps))
         texts = _typed(work.model, everywhere, [state.best, *state.kept])
         texts = [texts[i] for i in _cheapest(prior, texts)[: budget.judged]] if texts else []
@@ -160,6 +137,9 @@ def _tested(
 ) -> None:
     """The best seed on test items, and TEXT: the mass of all texts of all seeds that hold on validation and on test
     items. Nothing is paid for having looked at many: their masses add up, whichever they are."""
+    seeds = [seed for seed in seeds if seed["points"]]
+    if not seeds:
+        return
     chosen = seeds[best_restart([seed["points"][-1] for seed in seeds])]
     work.choose_key(chosen["key"])
     key = work.key("text test", curve.label)
@@ -208,7 +188,7 @@ def _drawn(work: Work, curve: Curve, prior: TextPrior, everywhere: Sequence[Plac
 def proposals(work: Work, curve: Curve, prior: TextPrior, problem: Problem, seed: int) -> list[list[int]]:
     """Texts of n tokens to begin with: plain ways of asking for the reply, where all contexts share one, or what the
     behaviour says of itself; and texts drawn from the model. Each is cut, or said over again, to n tokens."""
-    task, budget, size = work.task(curve.task), BUDGETS[work.spec.scale], curve.size
+    task, budget, size = work.task(curve.task), TEXT_BUDGETS[work.spec.scale], curve.size
     asked = [form.format(task.target) for form in ASKED] if task.target is not None else []
     if not curve.task and work.behaviour.description:
         asked.append(work.behaviour.description)
