@@ -16,7 +16,7 @@ from leadline.information import at_least, at_most
 from leadline.report.columns import show
 from leadline.report.headline import controls_of, distance_of, headline, subjects
 from leadline.report.rows import EPSILON, bound_rows, cost_words, luck_words, size_rows
-from leadline.report.ways import cheapest_words
+from leadline.report.ways import cheapest_words, text_lines
 from leadline.report.words import NONE, about, interval, plain, short
 from leadline.result import Result, rank_words
 
@@ -75,7 +75,11 @@ def _distances(result: Result, console: Console) -> None:
         )
         table.add_row(*(Text(plain(cell)) for cell in cells))
     cheapest = [cheapest_words(result)] if len(result.curves) > 1 else []
-    show(console, table, [*cheapest, *(f"{letter}  {plain(prior)}" for prior, letter in letters.items())])
+    show(
+        console,
+        table,
+        [*cheapest, *text_lines(result), *(f"{letter}  {plain(prior)}" for prior, letter in letters.items())],
+    )
 
 
 def _controls(result: Result, console: Console) -> None:

@@ -14,7 +14,7 @@ from leadline.curve import Curve
 from leadline.information import at_most, size_weights, surprisal
 from leadline.report.headline import behaviour_label
 from leadline.report.rendering import MARK, SERIES
-from leadline.report.words import about, size_words
+from leadline.report.words import about, plain, size_words
 from leadline.result import NoDistance, Result
 
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
@@ -110,6 +110,13 @@ def cheapest_words(result: Result) -> str:
     if order[1:]:
         words += "; " + ", ".join(f"{_said(family)} {at_most(found[family])}" for family in order[1:])
     return words + (f"; without a bound: {', '.join(map(_said, open_ends))}." if open_ends else ".")
+
+
+def text_lines(result: Result) -> list[str]:
+    """The texts that were found for the behaviour, size by size, quoted so that nothing hides in them."""
+    found = result.spec.get("extra", {}).get("texts", {})
+    own = [(int(name.rsplit("/", 1)[1]), text) for name, text in found.items() if name.startswith("/")]
+    return [f"The text of {size} tokens: {plain(ascii(text), 400)}" for size, text in sorted(own)]
 
 
 def _said(family: str) -> str:
