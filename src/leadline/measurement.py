@@ -46,6 +46,7 @@ from leadline.records import default_folder, digest, stored_spec
 from leadline.result import Result
 from leadline.solvers import solver_for
 from leadline.solvers.base import Row, State, begin, train
+from leadline.solvers.variational import aim
 from leadline.spec import RunSpec, field_errors
 from leadline.text_stage import text_prompts
 from leadline.work import Work, open_work
@@ -174,12 +175,14 @@ def train_cells(work: Work, title: str, cells: Sequence[Cell], steps: int) -> No
             Row(cell.label, work.intervention(cell), solver, cell.seed, budget.contexts)
             for cell, solver in zip(part, solvers, strict=True)
         ]
-        checkpoint = Checkpoint(work.run, batch, work.reporter)
+        checkpoint, loss = Checkpoint(work.run, batch, work.reporter), _training_loss(work, part, lines)
         state = checkpoint.restore_training(work.model.device)
         if state is None:
             warm = [work.trained(cell.parent) if cell.parent else None for cell in part]
             state = begin(lines, warm, work.model.device)
-        train(lines, _training_loss(work, part, lines), steps, state, checkpoint.after_step(steps))
+            if part[0].beta is not None:
+                aim(lines, state, loss, [given is None or "directions" not in given for given in warm])
+        train(lines, loss, steps, state, checkpoint.after_step(steps))
         checkpoint.training(state, steps, now=True)
         for index, cell in enumerate(part):
             if not work.done(work.cell_key(cell)):

@@ -9,7 +9,7 @@ from leadline.solvers.variational import Variational
 
 # Adam's step sizes in whitened coordinates, the same at every size (benchmarks/learning_rate.py, docs/decisions.md).
 POINT_RATE, MEAN_RATE, WIDTH_RATE = 0.14, 0.07, 0.1
-DIRECTIONS, DIRECTION_RATE = 8, 0.05  # along which q is squeezed, and the step of their entries
+DIRECTIONS, DIRECTION_RATE = 32, 0.01  # along which q is squeezed, and the step of their entries
 
 
 def solver_for(beta: float | None, first_beta: float | None) -> Solver:

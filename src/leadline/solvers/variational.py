@@ -12,6 +12,7 @@ that q first finds the behaviour and then gives up every bit that the behaviour 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -20,10 +21,11 @@ from torch import Tensor
 
 from leadline.interventions.base import Intervention
 from leadline.priors import normal
-from leadline.solvers.base import START, Parameters, Solver
+from leadline.solvers.base import START, Loss, Parameters, Row, Solver, State
 
 FIRST_SCALE = 0.15  # width of q at the start, in units of the prior's
-FIRST_SQUEEZE = 0.4  # factor along the trained directions at the start: at 1 they would have no gradient
+FIRST_SQUEEZE = 0.6  # factor along the trained directions at the start: at 1 they would have no gradient
+AIM_PASSES = 12  # batches whose gradients the directions of a new cell are taken from
 
 
 @final
@@ -77,6 +79,37 @@ class Variational(Solver):
     def beta_at(self, progress: float) -> float:
         """beta after this share of the batch."""
         return float(self.first_beta * (self.beta / self.first_beta) ** min(1.0, progress / self.ramp))
+
+
+def aim(rows: Sequence[Row], state: State, loss: Loss, fresh: Sequence[bool]) -> None:
+    """Points the squeeze of every row, before its first step, to where the loss is steepest under its q: to the leading
+    right singular vectors of the gradients by the noise of AIM_PASSES batches of draws. Directions that start anywhere
+    else do not find there within a batch (LOG.md).
+
+    fresh: rows that were squeezed along nothing before; the others keep the variance that they have along the new ones
+    """
+    gradients: list[list[Tensor]] = [[] for _ in rows]
+    for number in range(AIM_PASSES):
+        latents = []
+        for row, leaf in zip(rows, state.parameters, strict=True):
+            noise = normal((row.draws, *row.intervention.shape), row.name, "aim", number).to(leaf["mean"].device)
+            latents.append(row.solver.draw(leaf, noise).detach().requires_grad_())
+        found = torch.autograd.grad(loss(number, latents).nan_to_num().sum(), latents, allow_unused=True)
+        for place, gradient in enumerate(found):
+            if gradient is not None:
+                gradients[place].append(gradient.flatten(1).nan_to_num(posinf=0.0, neginf=0.0))
+    for leaf, parts, new in zip(state.parameters, gradients, fresh, strict=True):
+        if "directions" not in leaf or not parts:
+            continue
+        steep = torch.cat(parts) * leaf["log_scale"].flatten().exp()
+        count, dimensions = leaf["directions"].shape
+        leading = torch.linalg.svd(steep, full_matrices=False).Vh[:count]
+        variance = torch.full_like(leaf["log_squeeze"][: len(leading)], FIRST_SQUEEZE**2)
+        if not new:
+            along = (leading @ _basis(leaf)).square()
+            variance = 1 - along @ (1 - (2 * leaf["log_squeeze"]).exp())
+        leaf["directions"][: len(leading)] = leading * math.sqrt(dimensions)
+        leaf["log_squeeze"][: len(leading)] = variance.clamp_min(1e-4).log() / 2
 
 
 def kl_parts_bits(parameters: Parameters) -> tuple[Tensor, Tensor]:
