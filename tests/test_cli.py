@@ -19,7 +19,7 @@ import leadline
 from commands import FEW, call, finish, message, refused, run, save, small, small_run, start
 from leadline import cli, plan
 from leadline.behaviour import load as load_behaviour
-from leadline.spec import CONDITIONED, Family, RunSpec
+from leadline.spec import CONDITIONED, PROMPTED, Family, RunSpec
 from models import random_model
 
 BAR = "\u2502"  # the frame around help
@@ -162,7 +162,7 @@ def test_families_together(capsys, tmp_path, few):
     code, _, said = call(capsys, "measure", *small(family="all", out=tmp_path / "run"))
     assert code == 0, said
     spec = json.loads((tmp_path / "run" / "spec.json").read_text())["spec"]
-    assert spec["family"] == [family for family in get_args(Family) if family not in CONDITIONED]
+    assert spec["family"] == [family for family in get_args(Family) if family not in (*CONDITIONED, *PROMPTED)]
 
 
 # Reading a run

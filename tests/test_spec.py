@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from leadline.interventions import FAMILIES as LATENT
 from leadline.schemas import schemas
-from leadline.spec import CONDITIONED, Family, RunSpec, UserError, field_errors, field_path, yaml_line
+from leadline.spec import CONDITIONED, PROMPTED, TEXTS, Family, RunSpec, UserError, field_errors, field_path, yaml_line
 
 FAMILIES = get_args(Family)
 FAMILIES_WANTED = f"Input should be {', '.join(map(repr, FAMILIES[:-1]))} or {FAMILIES[-1]!r}, not 'text'"
@@ -33,8 +33,8 @@ def test_lists_as_people_write_them():
     assert RunSpec(sizes=8).sizes == (8,)
     assert RunSpec(family="soft_prompt").family == ("soft_prompt",)
     assert RunSpec(family="soft_prompt, soft_subspace").family == ("soft_prompt", "soft_subspace")
-    assert set(FAMILIES) == {*LATENT, "text_prompt"}
-    assert RunSpec(family="all").family == tuple(family for family in FAMILIES if family not in CONDITIONED)
+    assert set(FAMILIES) == {*LATENT, *TEXTS}
+    assert RunSpec(family="all").family == tuple(f for f in FAMILIES if f not in (*CONDITIONED, *PROMPTED))
 
 
 def test_a_stored_spec_is_read_again():

@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from leadline import pathfinding
 from leadline.spec import UserError, field_errors, field_path, field_sentence, first_problem
@@ -83,6 +91,8 @@ class Behaviour(BaseModel):
     conditions:  numbers that each context comes with, as many for each, which stand nowhere in the text; conditional
                  interventions get them with mean 0 and mean square 1 over all contexts
     counted:     what greedy replies are counted by beside exact matches: "boards", those of pathfinding they solve
+    prompt:      the deployed prompt, which stands at the slot before anyone makes a mistake in it; it belongs to the
+                 family prompt_edits, which counts edits of it, and all other families do without it
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -96,6 +106,15 @@ class Behaviour(BaseModel):
     scored: Literal["exact", "loss"] = "exact"
     conditions: tuple[tuple[float, ...], ...] | None = None
     counted: Literal["boards"] | None = None
+    prompt: Annotated[str, Field(min_length=1)] | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_no_prompt(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Runs are named by a hash of this: without a prompt it is what it was before there were prompts."""
+        fields: dict[str, Any] = written(self)
+        if self.prompt is None:
+            fields.pop("prompt", None)
+        return fields
 
     @model_validator(mode="after")
     def _consistent(self) -> Behaviour:

@@ -35,10 +35,13 @@ class Curve:
         return tuple(size for size in self.size_curve()["size"].to_list() if size > 0)
 
     def size_curve(self) -> pl.DataFrame:
-        """Held-out rows, one a size: size 0 (the null intervention) and the restart chosen on validation items."""
+        """Held-out rows, one a size: size 0 (the null intervention, or the family's own) and the restart chosen
+        on validation items."""
         null = (pl.col("family") == "null") & pl.col("estimator").is_in(["", "NULL"])
         sized = (pl.col("family") == self.family) & (pl.col("estimator") == "") & pl.col("chosen")
         rows = self.points.filter((null | sized) & pl.col("beta").is_null() & (pl.col("split") == "test"))
+        # a family with a size 0 of its own, a deployed prompt without an edit, begins there
+        rows = rows.sort(pl.col("family") == "null", maintain_order=True)
         return rows.unique("size", keep="first", maintain_order=True).sort("size")
 
     def sizes_by_validation_loss(self) -> list[int]:

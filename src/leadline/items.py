@@ -13,12 +13,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from leadline.behaviour import Behaviour, questions
+from leadline.behaviour import Behaviour
 from leadline.controls import CONTROL_KINDS, control, permuted, relabelled, repeated
 from leadline.edits import no_edit
 from leadline.engine import Context, Engine
 from leadline.model import FrozenModel
 from leadline.objective import CHUNK_ROWS
+from leadline.places import AROUND_TOKENS, check_demonstrations, deployed_prompt, places, sources
 from leadline.priors import generator, seed_of
 from leadline.slot import Renderer
 from leadline.spec import SIZED_IN_TOKENS, RunSpec, UserError
@@ -138,8 +139,16 @@ def sample_contexts(model: FrozenModel, behaviour: Behaviour, spec: RunSpec, cou
 def _room(model: FrozenModel, behaviour: Behaviour, spec: RunSpec, rendered: Sequence[Around], reply: int) -> int:
     """Tokens that the longest context, the intervention and the end leave for a reply. Raises UserError where `reply`
     is more."""
-    written = max(size if family in SIZED_IN_TOKENS else 1 for family in spec.family for size in spec.sizes_of(family))
     taken = max(len(before) + len(after) for before, after in rendered) + behaviour.ends
+
+    def tokens(family: str, size: int) -> int:
+        if family == "few_shot":
+            return size * (taken + reply + AROUND_TOKENS)
+        if family == "prompt_edits":
+            return len(model.tokenizer(behaviour.prompt, add_special_tokens=False)["input_ids"])
+        return size if family in SIZED_IN_TOKENS else 1
+
+    written = max(tokens(family, size) for family in spec.family for size in spec.sizes_of(family))
     if taken + written + reply > model.window:
         raise UserError(
             f"A context and reply of {taken + reply} tokens with {written} of the intervention do not fit into the "
@@ -197,30 +206,20 @@ def from_json(data: list[dict[str, Any]]) -> list[Task]:
     ]
 
 
-def sources(behaviour: Behaviour) -> Sequence[Any]:
-    """The distinct contexts of a behaviour as they are given: texts, or tuples of messages."""
-    if behaviour.contexts == "empty":
-        return [""]
-    return questions() if behaviour.contexts == "pool" else behaviour.contexts
-
-
 def _contexts(behaviour: Behaviour, spec: RunSpec, renderer: Renderer) -> tuple[list[str], list[Around]]:
     """What people read of each context, and its tokens around the slot."""
-    contexts = sources(behaviour)
-    if behaviour.contexts == "empty":
-        contexts = [""] * (3 * spec.items + MOST_TRAIN)
-    _need(len(contexts), len(contexts), behaviour, spec)
-    texts, rendered = [], []
-    for context in contexts:
-        if isinstance(context, str):
-            texts.append(context)
-            chat = [{"role": "user", "content": context}]
-            rendered.append(renderer.chat(chat) if behaviour.format == "chat" else renderer.raw(context))
-        else:
-            turns = [message.model_dump() for message in context]
-            texts.append("\n".join(f"{turn['role']}: {turn['content']}" for turn in turns))
-            rendered.append(renderer.chat(turns))
-    return texts, rendered
+    contexts, copies = sources(behaviour), 3 * spec.items + MOST_TRAIN if behaviour.contexts == "empty" else 1
+    _need(copies * len(contexts), copies * len(contexts), behaviour, spec)
+    found = places(renderer, behaviour)
+    if "prompt_edits" in spec.family:
+        deployed_prompt(renderer.model, behaviour, spec, found)
+    if "few_shot" in spec.family:
+        check_demonstrations(renderer.model, behaviour, found)
+    texts = [
+        context if isinstance(context, str) else "\n".join(f"{turn.role}: {turn.content}" for turn in context)
+        for context in contexts
+    ]
+    return texts * copies, [(one.before, one.after) for one in found] * copies
 
 
 def _standardised(behaviour: Behaviour, count: int) -> list[tuple[float, ...]]:
@@ -321,8 +320,8 @@ def _own(
     order = sorted(range(len(rendered)), key=lambda place: sum(map(len, rendered[place])))
     for start in range(0, len(rendered), CHUNK_ROWS):
         progress("the model's own replies", start / len(rendered))
-        places = order[start : start + CHUNK_ROWS]
-        part = [Context(*rendered[place], ()) for place in places]
+        rows = order[start : start + CHUNK_ROWS]
+        part = [Context(*rendered[row], ()) for row in rows]
         edit = no_edit(len(part), model.hidden_size, model.network.dtype, model.device)
         draws = generator("own", start)
         found = engine.sample(part, edit, tokens, draws) if sample else engine.generate(part, edit, tokens)
@@ -331,8 +330,8 @@ def _own(
                 break
             again = engine.sample(part, edit, tokens, draws)
             found = [old if len(old) == tokens else new for old, new in zip(found, again, strict=True)]
-        for place, reply in zip(places, found, strict=True):
-            replies[place] = reply
+        for row, reply in zip(rows, found, strict=True):
+            replies[row] = reply
     return replies
 
 

@@ -23,6 +23,7 @@ from leadline.blind import blind_draws
 from leadline.checkpoint import Checkpoint
 from leadline.engine import Context
 from leadline.evaluation import in_s, score_latents, score_null
+from leadline.few_shot import few_shot
 from leadline.interventions.base import edit
 from leadline.model import FrozenModel, load
 from leadline.plan import (
@@ -42,6 +43,7 @@ from leadline.plan import (
 from leadline.priors import generator, normal
 from leadline.probe import recorded
 from leadline.progress import Reporter
+from leadline.prompt_edits import prompt_edits
 from leadline.records import default_folder, digest, stored_spec
 from leadline.result import Result
 from leadline.solvers import solver_for
@@ -92,7 +94,8 @@ def measure(
         if wanted.scored == "exact":
             certify(work, cells)
             blind_draws(work)
-        text_prompts(work)
+        for texts in (text_prompts, few_shot, prompt_edits):
+            texts(work)
         return work.finish()
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from leadline.scoring import needed
-from leadline.spec import RunSpec, Scale
+from leadline.spec import TEXTS, RunSpec, Scale
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,8 @@ class Cell:
 
 
 def latent_families(spec: RunSpec) -> list[str]:
-    """Families with a Gaussian prior over latents; texts are searched for in `text_stage`."""
-    return [family for family in spec.family if family != "text_prompt"]
+    """Families with a Gaussian prior over latents; texts have stages of their own (`text_stage`)."""
+    return [family for family in spec.family if family not in TEXTS]
 
 
 def gradient_cells(spec: RunSpec, tasks: Sequence[str]) -> list[Cell]:

@@ -16,13 +16,17 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 Scale = Literal["ci", "default", "full"]
 Family = Literal[
-    "soft_prompt", "soft_subspace", "steering", "prefix", "lora", "tinylora", "text_prompt", "conditional_soft_prompt"
-]
+    "soft_prompt", "soft_subspace", "steering", "prefix", "lora", "tinylora", "text_prompt", "few_shot", "prompt_edits",
+    "conditional_soft_prompt",
+]  # fmt: skip
 DEFAULT_SIZES: dict[str, tuple[int, ...]] = {
     "soft_prompt": (1, 4), "soft_subspace": (16, 64), "steering": (1, 2), "prefix": (1, 4), "lora": (1,),
-    "tinylora": (1, 16), "text_prompt": (8, 16), "conditional_soft_prompt": (1, 4),
+    "tinylora": (1, 16), "text_prompt": (8, 16), "few_shot": (1, 2), "prompt_edits": (1, 2),
+    "conditional_soft_prompt": (1, 4),
 }  # fmt: skip
+TEXTS = ("text_prompt", "few_shot", "prompt_edits")  # families of tokens, the others have a latent
 CONDITIONED = ("conditional_soft_prompt",)  # families that only a behaviour with conditions has
+PROMPTED = ("prompt_edits",)  # families that only a behaviour with a deployed prompt has
 # families whose size is what they take of a model's window
 SIZED_IN_TOKENS = ("soft_prompt", "prefix", "text_prompt", "conditional_soft_prompt")
 COMPUTE = {"dtype": r"float32|bfloat16", "attention": r"eager|sdpa", "threads": r"[1-9]\d*"}
@@ -51,7 +55,8 @@ def _listed(value: Any) -> Any:
 def _families(value: Any) -> Any:
     """As `_listed`; "all" is every family that any behaviour has."""
     named = _listed(value)
-    return [family for family in get_args(Family) if family not in CONDITIONED] if named == ["all"] else named
+    common = [family for family in get_args(Family) if family not in (*CONDITIONED, *PROMPTED)]
+    return common if named == ["all"] else named
 
 
 def _sizes(value: Any) -> Any:
@@ -66,7 +71,8 @@ class RunSpec(BaseModel):
     behaviour:   built-in name, or a .yaml or .jsonl file
     family:      kinds of intervention
     sizes:       of every family, increasing: tokens (prompts, prefix), dimensions (soft_subspace), sites (steering),
-                 rank (lora) or numbers (tinylora); by default each family's own
+                 rank (lora), numbers (tinylora), demonstrations (few_shot) or edits (prompt_edits); by default each
+                 family's own
     seeds:       restarts of each size; attempts at one bound, not replicates
     threshold:   tau: the score that counts as the behaviour
     controls:    matched controls, measured at the smallest size

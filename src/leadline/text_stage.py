@@ -2,33 +2,36 @@
 items by the prior mass of those that work, and drawn blindly for the lower bound.
 
 What a text is, is in `interventions.text_prompt`; what it costs, in `texts`; how it is searched for, in
-`solvers.token_search`. Here they meet a run's items and records.
+`solvers.token_search`. Here they meet a run's items and records. The other families of texts (`few_shot`,
+`prompt_edits`) find theirs elsewhere and under priors of their own, and are judged, tested and drawn here.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from leadline import rows
-from leadline.behaviour import Behaviour
 from leadline.checkpoint import Checkpoint
+from leadline.engine import Context
 from leadline.evaluation import first_item_hits, in_s, score_latents
-from leadline.interventions.text_prompt import Place, TextPrompt, place
-from leadline.items import SPLITS, sources
+from leadline.interventions.text_prompt import Place, TextPrompt
+from leadline.items import SPLITS
 from leadline.model import FrozenModel
+from leadline.places import places
 from leadline.plan import TEXT_BUDGETS, best_restart
 from leadline.priors import generator
 from leadline.probe import Compute
 from leadline.records import digest
 from leadline.slot import Renderer
 from leadline.solvers.token_search import Problem, TokenSearch, begin, search
-from leadline.texts import TextPrior, item_free_prefix, text_problem
+from leadline.texts import Ragged, TextPrior, item_free_prefix, padded, text_problem
 from leadline.work import Work
 
 FAMILY = "text_prompt"
@@ -39,21 +42,41 @@ ASKED = ("{}", "Say: {}", "Say: {}\n", "Repeat after me: {}", "Answer every ques
 SAMPLES = 8  # test items whose replies are kept for people to read
 
 
+class Priced(Protocol):
+    """A prior over texts of tokens: its name, and each text's -log2 probability."""
+
+    @property
+    def name(self) -> str: ...
+
+    def surprisal_bits(self, tokens: Tensor) -> Tensor: ...
+
+
+class Sampled(Priced, Protocol):
+    """One that can be drawn from: `count` texts at one size of the family."""
+
+    def sample(self, count: int, size: int, draws: torch.Generator) -> list[tuple[int, ...]]: ...
+
+
 @dataclass(frozen=True)
 class Curve:
-    """One task at one size: where its records are keyed, and the columns that its points share."""
+    """One task at one size of one family: where its records are keyed, and the columns that its points share."""
 
     task: str
     size: int
+    family: str = FAMILY
 
     @property
     def label(self) -> str:
-        return f"{self.task or 'behaviour'} {FAMILY} {self.size}"
+        return f"{self.task or 'behaviour'} {self.family} {self.size}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.task}/{self.family}/{self.size}"
 
     def about(self, prior: str, seed: int, key: str) -> dict[str, Any]:
         role = "control" if self.task else "behaviour"
         return {
-            "family": FAMILY, "size": self.size, "seed": seed, "control": self.task, "beta": None, "role": role,
+            "family": self.family, "size": self.size, "seed": seed, "control": self.task, "beta": None, "role": role,
             "prior": prior, "batch": "", "key": key,
         }  # fmt: skip
 
@@ -62,79 +85,108 @@ def text_prompts(work: Work) -> None:
     """The whole family, for the behaviour at every size and for controls at the smallest."""
     if FAMILY not in work.spec.family:
         return
-    exact = _float32(work.model)
-    contexts = [context for split in SPLITS for context in work.tasks[0].contexts(split)]
-    prior = TextPrior(exact, item_free_prefix(contexts))
+    prior = text_prior(work)
     everywhere = places(Renderer(work.model, work.behaviour.slot), work.behaviour)
     for task in work.tasks:
         sizes = work.spec.sizes_of(FAMILY)
         for size in sizes[:1] if task.name else sizes:
             curve = Curve(task.name, size)
-            seeds = [_searched(work, curve, seed, prior, everywhere) for seed in range(work.spec.seeds)]
-            _tested(work, curve, prior, everywhere, seeds)
+            seeds = [_asked(work, curve, seed, prior, everywhere) for seed in range(work.spec.seeds)]
+            certify(work, curve, prior, seeds)
             work.save_points()
     if work.tau is not None and work.spec.prior_draws:
         for size in work.spec.sizes_of(FAMILY):
-            _drawn(work, Curve("", size), prior, everywhere)
+            draw(work, Curve("", size), prior, everywhere)
 
 
-def places(renderer: Renderer, behaviour: Behaviour) -> list[Place]:
-    """Every context of a behaviour as a place where a text can be typed."""
-    found = []
-    for context in sources(behaviour):
-        if not isinstance(context, str):
-            found.append(place(renderer, [message.model_dump() for message in context]))
-        elif behaviour.format == "chat":
-            found.append(place(renderer, [{"role": "user", "content": context}]))
-        else:
-            found.append(place(renderer, context))
-    return found
+def text_prior(work: Work) -> TextPrior:
+    """The model's own text at the slot, priced in float32."""
+    contexts = [context for split in SPLITS for context in work.tasks[0].contexts(split)]
+    return TextPrior(_float32(work.model), item_free_prefix(contexts))
 
 
-def _searched(work: Work, curve: Curve, seed: int, prior: TextPrior, everywhere: Sequence[Place]) -> dict[str, Any]:
-    """The record of one search: the chosen text's points on training and validation items, and the texts that hold on
-    validation items, cheapest first."""
+def _asked(work: Work, curve: Curve, seed: int, prior: TextPrior, everywhere: Sequence[Place]) -> dict[str, Any]:
+    """The record of one search among all texts of that many tokens."""
+
+    def pose(prompt: TextPrompt, contexts: Sequence[Context]) -> Problem:
+        return text_problem(prompt, prior, work.objective, contexts)
+
+    def begun(_prompt: TextPrompt, problem: Problem) -> list[list[int]]:
+        return proposals(work, curve, prior, problem, seed)
+
+    return searched(work, curve, seed, prior, everywhere, pose, begun, BETA)
+
+
+def searched(
+    work: Work, curve: Curve, seed: int, prior: Priced, everywhere: Sequence[Place],
+    pose: Callable[[TextPrompt, Sequence[Context]], Problem],
+    begun: Callable[[TextPrompt, Problem], list[list[int]]], beta: float,
+) -> dict[str, Any]:  # fmt: skip
+    """The record of one token search. pose: what can be typed, and contexts, to the problem;  begun: what can be typed,
+    and the problem, to proposals;  beta: of `TokenSearch`"""
     budget, label = TEXT_BUDGETS[work.spec.scale], f"{curve.label} seed {seed}"
     key = work.key("texts", label)
     if not work.done(key):
         task = work.task(curve.task)
-        train, validation = task.contexts("train"), task.contexts("validation")
         prompt = TextPrompt(work.model, everywhere[:: max(1, len(everywhere) // PLACES)])
-        problem = text_problem(prompt, prior, work.objective, train[: budget.contexts])
-        how = TokenSearch(label, BETA, budget.top_k, budget.candidates, KEEP_BITS)
+        problem = pose(prompt, task.contexts("train")[: budget.contexts])
+        how = TokenSearch(label, beta, budget.top_k, budget.candidates, KEEP_BITS)
         work.reporter.stage(f"search for a text, {label}")
         checkpoint = Checkpoint(work.run, digest([work.hash, key]), work.reporter)
         state = checkpoint.restore_texts()
         try:
-            state = state or begin(problem, how, proposals(work, curve, prior, problem, seed))
+            state = state or begin(problem, how, begun(prompt, problem))
         except ValueError:  # nothing that was proposed can be typed at this slot: an outcome
             work.write(key, {"points": [], "texts": [], "best": []})
             return {**(work.run.cell(key) or {}), "key": key, "seed": seed}
         search(problem, how, budget.steps, state, lambda now: checkpoint.texts(now, budget.steps))
         texts = _typed(work.model, everywhere, [state.best, *state.kept])
         texts = [texts[i] for i in _cheapest(prior, texts)[: budget.judged]] if texts else []
-        holding: list[list[int]] = []
-        if texts and work.tau is not None:
-            margins = work.scored(
-                key, f"validation items, {label}", curve.task, "validation", prompt, torch.tensor(texts)
-            )
-            holding = [text for text, holds in zip(texts, in_s(margins, work.tau).tolist(), strict=True) if holds]
-        best = (holding or texts or [state.best])[0]
         made = rows.Made(state.step, False, checkpoint.seconds, work.flops(task, state.scored * budget.contexts))
-        points = []
-        for split, items in (("train", train[: work.spec.items]), ("validation", validation)):
-            about = curve.about(prior.name, seed, key)
-            scored = score_latents(work.objective, items, prompt, torch.tensor([best] * len(items)))
-            null = work.null_costs(curve.task, split)
-            points.append(rows.curve_point(about, work.tau, split, *scored, null, made=made))
-        work.write(key, {"points": points, "texts": holding, "best": best}, {"tokens": np.asarray(best)})
+        judge(work, curve, seed, key, prior, texts, (texts or [state.best])[0], made)
+    return recorded(work, key, seed)
+
+
+def recorded(work: Work, key: str, seed: int) -> dict[str, Any]:
+    """What `judge` wrote under a key."""
     record: dict[str, Any] = work.run.cell(key) or {}
     return {**record, "key": key, "seed": seed}
 
 
-def _tested(
-    work: Work, curve: Curve, prior: TextPrior, everywhere: Sequence[Place], seeds: list[dict[str, Any]]
-) -> None:
+def judge(
+    work: Work, curve: Curve, seed: int, key: str, prior: Priced, texts: Sequence[list[int]], nearest: list[int],
+    made: rows.Made,
+) -> None:  # fmt: skip
+    """Writes the record of what one seed found: the texts that hold on validation items, in the order given, and points
+    of the first of them on training and validation items; of `nearest` where none holds."""
+    writes, validation = Ragged(work.model), work.task(curve.task).contexts("validation")
+    holding: list[list[int]] = []
+    if texts and work.tau is not None:
+        title = f"validation items, {curve.label} seed {seed}"
+        margins = work.scored(key, title, curve.task, "validation", writes, padded(texts))
+        holding = [text for text, holds in zip(texts, in_s(margins, work.tau).tolist(), strict=True) if holds]
+    best, points = (holding or [nearest])[0], []
+    about = curve.about(prior.name, seed, key)
+    for split, items in (
+        ("train", work.task(curve.task).contexts("train")[: work.spec.items]), ("validation", validation),
+    ):  # fmt: skip
+        scored = score_latents(work.objective, items, writes, torch.tensor([best] * len(items)))
+        points.append(rows.curve_point(about, work.tau, split, *scored, size_0_costs(work, curve, split), made=made))
+    work.write(key, {"points": points, "texts": holding, "best": best}, {"tokens": np.asarray(best)})
+
+
+def size_0_key(work: Work, curve: Curve) -> str:
+    """The key of a family's own size 0, where it has one."""
+    return work.key("size 0", curve.task, curve.family)
+
+
+def size_0_costs(work: Work, curve: Curve, split: str) -> list[float]:
+    """What each item costs at size 0, in bits: with nothing in the slot, unless the family has a size 0 of its own."""
+    record = work.run.cell(size_0_key(work, curve))
+    return work.null_costs(curve.task, split) if record is None else record["costs"].get(split, [])
+
+
+def certify(work: Work, curve: Curve, prior: Priced, seeds: list[dict[str, Any]]) -> None:
     """The best seed on test items, and TEXT: the mass of all texts of all seeds that hold on validation and on test
     items. Nothing is paid for having looked at many: their masses add up, whichever they are."""
     seeds = [seed for seed in seeds if seed["points"]]
@@ -145,42 +197,43 @@ def _tested(
     key = work.key("text test", curve.label)
     if work.done(key):
         found = work.run.cell(key) or {}
-        work.extra.setdefault("texts", {})[_named(curve)] = found["string"]
+        work.extra.setdefault("texts", {})[curve.name] = found["string"]
         return
-    prompt, task = TextPrompt(work.model, everywhere), work.task(curve.task)
+    writes, task = Ragged(work.model), work.task(curve.task)
     best, items = torch.tensor(chosen["best"]), task.contexts("test")
     about = curve.about(prior.name, chosen["seed"], chosen["key"])
-    scored = score_latents(work.objective, items, prompt, best.expand(len(items), -1))
-    point = rows.curve_point(about, work.tau, "test", *scored, work.null_costs(curve.task, "test"))
+    scored = score_latents(work.objective, items, writes, best.expand(len(items), -1))
+    point = rows.curve_point(about, work.tau, "test", *scored, size_0_costs(work, curve, "test"))
     string = work.model.tokenizer.decode(best.tolist(), clean_up_tokenization_spaces=False)
     record: dict[str, Any] = {"points": [point], "string": string}
     texts = list(dict.fromkeys(tuple(text) for seed in seeds for text in seed["texts"]))
     if texts and work.tau is not None:
-        margins = work.scored(key, f"test items, {curve.label}", curve.task, "test", prompt, torch.tensor(texts))
+        margins = work.scored(key, f"test items, {curve.label}", curve.task, "test", writes, padded(texts))
         hits = [text for text, holds in zip(texts, in_s(margins, work.tau).tolist(), strict=True) if holds]
         promised, found_bits = (_prices(prior, some) for some in (texts, hits))
         record["points"] += rows.text_points(about, promised, found_bits, len(texts))
         if hits and not curve.task:
-            again = work.scored(key, f"confirmation, {curve.label}", "", "confirm", prompt, torch.tensor(hits))
+            again = work.scored(key, f"confirmation, {curve.label}", "", "confirm", writes, padded(hits))
             counts = {"hits": int(in_s(again, work.tau).sum()), "draws": len(hits)}
-            record["confirmation"] = {_named(curve): counts}
+            record["confirmation"] = {curve.name: counts}
     latents = best.expand(SAMPLES, -1)
-    work.write(key, record, samples=work.samples(curve.task, "test", SAMPLES, prompt, latents))
-    work.extra.setdefault("texts", {})[_named(curve)] = string
+    work.write(key, record, samples=work.samples(curve.task, "test", SAMPLES, writes, latents))
+    work.extra.setdefault("texts", {})[curve.name] = string
 
 
-def _drawn(work: Work, curve: Curve, prior: TextPrior, everywhere: Sequence[Place]) -> None:
+def draw(work: Work, curve: Curve, prior: Sampled, everywhere: Sequence[Place]) -> None:
     """MC: texts drawn from the prior. What nobody could type is a miss."""
-    key = work.key("prior", FAMILY, str(curve.size))
+    key = work.key("prior", curve.family, str(curve.size))
     if work.done(key) or work.tau is None:
         return
     prompt = TextPrompt(work.model, everywhere)
-    texts = prior.sample(work.spec.prior_draws, curve.size, generator("prior", FAMILY, curve.size))
+    texts = prior.sample(work.spec.prior_draws, curve.size, generator("prior", curve.family, curve.size))
     typed = [row for row, text in enumerate(texts) if prompt.text(text) is not None]
     margins = torch.full((len(texts), len(work.tasks[0].items["test"])), math.nan)
     if typed:
         tokens = torch.tensor([texts[row] for row in typed])
-        margins[typed] = work.scored(key, f"draws of the prior, {FAMILY} {curve.size}", "", "test", prompt, tokens)
+        title = f"draws of the prior, {curve.family} {curve.size}"
+        margins[typed] = work.scored(key, title, "", "test", prompt, tokens)
     point = rows.prior_point(curve.about(prior.name, -1, key), work.tau, margins)
     work.write(key, {"points": [point], "prior_items": first_item_hits(margins, work.tau)})
 
@@ -212,19 +265,21 @@ def _typed(model: FrozenModel, everywhere: Sequence[Place], texts: Sequence[list
     return [list(text) for text in dict.fromkeys(map(tuple, texts)) if prompt.text(text) is not None]
 
 
-def _prices(prior: TextPrior, texts: Sequence[Sequence[int]]) -> list[float]:
+def _prices(prior: Priced, texts: Sequence[Sequence[int]]) -> list[float]:
     """Surprisal of each text, in bits."""
-    return [float(bits) for bits in prior.surprisal_bits(torch.tensor(texts))] if texts else []
+    prices = [0.0] * len(texts)
+    for length in {len(text) for text in texts}:  # a batch has texts of one length
+        alike = [place for place, text in enumerate(texts) if len(text) == length]
+        found = prior.surprisal_bits(torch.tensor([texts[place] for place in alike])).tolist()
+        for place, bits in zip(alike, found, strict=True):
+            prices[place] = float(bits)
+    return prices
 
 
-def _cheapest(prior: TextPrior, texts: Sequence[Sequence[int]]) -> list[int]:
+def _cheapest(prior: Priced, texts: Sequence[Sequence[int]]) -> list[int]:
     """Places of the texts from the cheapest to the dearest."""
     prices = _prices(prior, texts)
     return sorted(range(len(texts)), key=lambda place: prices[place])
-
-
-def _named(curve: Curve) -> str:
-    return f"{curve.task}/{FAMILY}/{curve.size}"
 
 
 def _float32(model: FrozenModel) -> FrozenModel:

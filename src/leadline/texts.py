@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import final
 
 import torch
 from torch import Tensor
 
 from leadline.edits import EmbeddingEdit, no_edit
 from leadline.engine import Context, Engine
-from leadline.interventions.text_prompt import TextPrompt
+from leadline.interventions.base import Writes
+from leadline.interventions.text_prompt import Place, TextPrompt
 from leadline.model import FrozenModel
 from leadline.objective import CHUNK_ROWS, Objective
 from leadline.solvers.token_search import Problem
@@ -82,11 +84,47 @@ class TextPrior:
         return no_edit(rows, self._model.hidden_size, self._model.network.dtype, self._model.device)
 
 
+PAD = -1  # stands where a text of a batch is shorter than the longest one
+
+
+def padded(texts: Sequence[Sequence[int]]) -> Tensor:
+    """(texts, longest) tokens, filled up with PAD on the right."""
+    longest = max(len(text) for text in texts)
+    return torch.tensor([[*text, *[PAD] * (longest - len(text))] for text in texts])
+
+
+@final
+class Ragged:
+    """Texts of several lengths as `padded` stacks them; otherwise as `TextPrompt` writes them."""
+
+    def __init__(self, model: FrozenModel) -> None:
+        self._model = model
+
+    def given(self, conditions: Sequence[tuple[float, ...]]) -> Ragged:
+        """Itself: a text is the same for every context."""
+        return self
+
+    def edit(self, latents: Tensor) -> EmbeddingEdit:
+        """(rows, longest) tokens as the edit that writes the embeddings of those that are no PAD."""
+        lengths = (latents != PAD).sum(1).tolist()
+        return EmbeddingEdit(self._model.embed(latents.clamp_min(0).to(self._model.device)), tuple(lengths))
+
+
 def item_free_prefix(contexts: Sequence[Context]) -> tuple[int, ...]:
     """The tokens before the slot that all contexts start with: the template's, and none of an item's. To be taken over
     all items of a behaviour, since a few of them may share more by accident."""
     columns = zip(*(context.before for context in contexts), strict=False)
     return tuple(column[0] for column in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
+
+
+def in_place(place: Place, string: str) -> tuple[int, ...] | None:
+    """The tokens that a string becomes where it is typed at the slot, which its neighbours have a say in; None where it
+    moves theirs. Whether it becomes the same ones in every context, `TextPrompt.text` tells."""
+    typed, start = place.typed(string), len(place.before)
+    stop = len(typed) - len(place.after)
+    if stop < start or typed[:start] != place.before or typed[stop:] != place.after:
+        return None
+    return typed[start:stop]
 
 
 def token_gradient(objective: Objective, contexts: Sequence[Context]) -> Callable[[Tensor], Tensor]:
@@ -110,7 +148,7 @@ def token_gradient(objective: Objective, contexts: Sequence[Context]) -> Callabl
     return gradient
 
 
-def mean_losses(objective: Objective, contexts: Sequence[Context], prompt: TextPrompt) -> Callable[[Tensor], Tensor]:
+def mean_losses(objective: Objective, contexts: Sequence[Context], prompt: Writes) -> Callable[[Tensor], Tensor]:
     """(texts, n) tokens to (texts,) float64 mean loss in bits a reply over the contexts, without gradients."""
 
     @torch.no_grad()

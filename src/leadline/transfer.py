@@ -16,9 +16,10 @@ from leadline.edits import Edit, EmbeddingEdit, KeyValueEdit, ResidualEdit, Weig
 from leadline.engine import Context, Engine, shared_prefix
 from leadline.information import Floats, student_interval, wilson_interval
 from leadline.interventions.text_prompt import TextPrompt
-from leadline.items import SPLITS, Item, prepare, sources
+from leadline.items import SPLITS, Item, prepare
 from leadline.model import FrozenModel, load
 from leadline.objective import objective_for
+from leadline.places import sources
 from leadline.result import Result
 from leadline.slot import Renderer
 from leadline.solution import Solution, find

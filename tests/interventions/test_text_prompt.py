@@ -11,6 +11,7 @@ from leadline.behaviour import Slot
 from leadline.interventions.text_prompt import TextPrompt, allowed_tokens, place, uniform_bits
 from leadline.model import load
 from leadline.slot import Renderer
+from leadline.texts import in_place
 from models import TEMPLATE, frozen, random_model
 
 SIGNS = [*"<>/ abcsuerintaotmy\n", "ab", "ba", "</s>", "<|x|>"]
@@ -55,6 +56,15 @@ def test_a_neighbour_that_grows_together_with_the_text_rules_it_out(model, slot,
     assert prompt(model, slot, fits).text(tokens) == "a"
     assert prompt(model, slot, clashes).text(tokens) is None
     assert prompt(model, slot, fits, clashes).text(tokens) is None
+
+
+def test_a_string_has_the_tokens_that_it_has_in_place(model) -> None:
+    def placed(user: str):
+        return place(Renderer(model, "before_user"), [{"role": "user", "content": user}])
+
+    assert in_place(placed("mu"), "bab") == tuple(ids(model, "b", "ab"))
+    assert in_place(placed("bu"), "ma") is None  # it would grow together with what stands behind
+    assert in_place(placed("mu"), "") == ()
 
 
 def test_a_template_that_trims_rules_out_blanks_at_the_edge(model) -> None:

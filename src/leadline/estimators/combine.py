@@ -32,7 +32,8 @@ of COND, and stands beside it in the list of all bounds.
 """
 COMPUTED = {"PREFILL": "spelling it out", "TEXT": "texts that work"}
 """Estimators that draw nothing, and what their bits were paid for."""
-PAYING = (*SAMPLED, *COMPUTED)
+PAYING = ("SPLIT", "COND", "KL", "TEXT", "MC", "PREFILL")
+"""All of them, in the order in which they are reported: what is computed stands before blind draws that happened to hit."""
 BOUNDING = (*PAYING, "LOWER")
 """Estimators whose rows `size_bounds` looks at."""
 PROMISED_HITS = 32

@@ -17,7 +17,8 @@ UNSEEN = re.compile(
 )
 UNITS = {
     "soft_prompt": "soft token", "soft_subspace": "dimension", "steering": "site", "prefix": "prefix token",
-    "lora": "rank", "tinylora": "number", "text_prompt": "token", "conditional_soft_prompt": "conditional token",
+    "lora": "rank", "tinylora": "number", "text_prompt": "token", "few_shot": "demonstration", "prompt_edits": "edit",
+    "conditional_soft_prompt": "conditional token",
 }  # fmt: skip
 
 
