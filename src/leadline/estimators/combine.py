@@ -33,7 +33,7 @@ of COND, and stands beside it in the list of all bounds.
 COMPUTED = {"PREFILL": "spelling it out", "TEXT": "texts that work"}
 """Estimators that draw nothing, and what their bits were paid for."""
 PAYING = ("SPLIT", "COND", "KL", "TEXT", "MC", "PREFILL")
-"""All of them, in the order in which they are reported: what is computed stands before blind draws that happened to hit."""
+"""All of them, in the order in which they are reported: what is computed comes before blind draws that hit."""
 BOUNDING = (*PAYING, "LOWER")
 """Estimators whose rows `size_bounds` looks at."""
 PROMISED_HITS = 32
