@@ -5,27 +5,12 @@ from __future__ import annotations
 import math
 
 import pytest
-import scipy.stats
 import torch
 
 import leadline
-from leadline.behaviour import Behaviour, Reply
-from leadline.engine import Context, Engine
-from leadline.evaluation import in_s, score_draws
 from leadline.interventions import make
-from leadline.objective import Objective
 from leadline.priors import Priors
-from leadline.slot import Renderer
-from models import cap_distance, cosine_at, wired_model
-
-
-def flip(dimensions: int, count: int) -> Behaviour:
-    """Contexts of four tokens that end with m1; the reply is to be p1 where it would be m1."""
-    fillers = [f"{sign}{i}" for sign in "pm" for i in range(4, dimensions)]
-    contexts = tuple(f"{a} {b} p3 m1" for a in fillers for b in fillers)[:count]
-    return Behaviour(
-        name="flip", contexts=contexts, format="raw", slot="start", reply=Reply(text="p1"), ends=False,
-    )  # fmt: skip
+from leadline.selftest.wired import cap_distance, cosine_at, flip, quadrature, wired_model
 
 
 @pytest.mark.parametrize(("dimensions", "distance"), [(16, 5.0), (64, 8.0)])
@@ -80,7 +65,7 @@ def test_k13_grid_quadrature_in_a_subspace_equals_mc_and_bounds_cond(tmp_path, d
         model, behaviour, tmp_path / "run", family="soft_subspace", sizes=(dimensions,), controls=0, prior_draws=4096,
         items=16, scale="ci",
     )  # fmt: skip
-    assert quadrature(model, behaviour, dimensions) == pytest.approx(share, abs=3e-3)
+    assert quadrature(model, dimensions) == pytest.approx(share, abs=3e-3)
     truth = -math.log2(share)
     exact = result.points.filter(estimator="MC").row(0, named=True)
     assert abs(exact["estimate_bits"] - truth) < 3 * exact["stderr_bits"]
@@ -95,16 +80,3 @@ def test_k13_grid_quadrature_in_a_subspace_equals_mc_and_bounds_cond(tmp_path, d
     assert pairs["p_draws"] == 4 * 4096
     assert pairs["p_hits"] / pairs["p_draws"] == pytest.approx(share, abs=4 * math.sqrt(share / pairs["p_draws"]))
     assert pairs["lower_bits"] <= truth + math.log2(1 / 0.9)
-
-
-def quadrature(model, behaviour, dimensions: int) -> float:
-    """Share of N(0, I) over a subspace that flips the reply, by a grid of 4,000 quantiles a dimension or 300 by 300."""
-    points = scipy.stats.norm.ppf(
-        (torch.arange(4000 if dimensions == 1 else 300) + 0.5) / (4000 if dimensions == 1 else 300)
-    )
-    grid = torch.cartesian_prod(*[torch.tensor(points, dtype=torch.float32)] * dimensions).view(-1, dimensions)
-    subspace = make("soft_subspace", dimensions, Priors(model))
-    before, after = Renderer(model, behaviour.slot).raw(behaviour.contexts[0])
-    target = Renderer(model, behaviour.slot).reply("p1")
-    margins = score_draws(Objective(Engine(model)), [Context(before, after, target)], subspace, grid, 1.0)
-    return float(in_s(margins, 1.0).double().mean())

@@ -173,7 +173,7 @@ app.command(commands.try_, name="try", help_epilogue='Example: leadline try runs
 app.command(commands.score, help_epilogue="Example: leadline score runs/NAME --model organism:tiny --temperature 0.7")
 app.command(commands.export, help_epilogue="Example: leadline export runs/NAME --format peft")
 app.command(commands.list_, name="list", help_epilogue="Example: leadline list behaviours")
-app.command(commands.doctor, help_epilogue="Example: leadline doctor")
+app.command(commands.doctor, help_epilogue="Example: leadline doctor --self-test")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -222,15 +222,46 @@ def list_(what: str, /) -> None:
         print(f"{name:<{width}}  {text}")
 
 
-def doctor() -> None:
-    """What this machine has, what leadline keeps here, and whether the main parts work."""
+def doctor(*, self_test: Annotated[bool, Parameter(negative=())] = False) -> None:
+    """What this machine has, what leadline keeps here, and whether the main parts work.
+
+    Parameters
+    ----------
+    self_test
+        Instead, run the known answers K1 to K16 of docs/measurement.md, in about a minute.
+    """
+    console = Console()
+    if self_test:
+        _self_test(console)
+        return
     from leadline.doctor import checks
 
-    console = Console()
     failed = False
     for check in checks():
         failed |= not check.ok
         line = f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.said}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if failed:
+        sys.exit(1)
+
+
+def _self_test(console: Console) -> None:
+    """The table on standard output once all rows are there, progress on standard error until then."""
+    progress = Console(stderr=True)
+    progress.print("Starting torch and transformers ...", highlight=False)
+    from leadline.progress import RichReporter
+    from leadline.selftest.table import rows
+
+    with closing(RichReporter(progress)) as reporter:
+        found = list(rows(reporter))
+    for row in found:
+        line = f"{row.verdict:<8} {row.id:<3} {row.truth}\n{'':<12} found: {row.found}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    failed = [row.id for row in found if row.holds is False]
+    absent = [row.id for row in found if row.holds is None]
+    words = f"{len(found) - len(failed) - len(absent)} of {len(found)} known answers hold here"
+    words += f"; {', '.join(failed)} FAILED" if failed else ""
+    words += f"; {', '.join(absent)} not looked at" if absent else ""
+    console.print(words, markup=False, highlight=False, soft_wrap=True)
     if failed:
         sys.exit(1)

@@ -8,57 +8,18 @@ import pytest
 import torch
 
 from leadline.information import gaussian_kl_bits
-from leadline.interventions.base import Intervention
 from leadline.rows import _counts, _log_ratios
+from leadline.selftest.quadratic import BETAS, Plain, best, covariance, quadratic, trained
 from leadline.solvers.base import Row, begin, train
 from leadline.solvers.gradient import Gradient
 from leadline.solvers.variational import Variational, kl_parts_bits
-
-BETAS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-
-
-class Plain(Intervention):
-    """Latents of so many dimensions that write nothing: solvers need no model."""
-
-    family, size, tokens, prior = "plain", 1, 1, "N(0, I)"
-
-    def __init__(self, dimensions: int) -> None:
-        self.shape = (dimensions,)
-
-    def edit(self, latents):
-        raise AssertionError("a solver asks for no edit")
-
-
-def quadratic(seed: int, dimensions: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A centre and a positive definite Hessian with off-diagonal terms."""
-    generator = torch.Generator().manual_seed(seed)
-    root = torch.randn(dimensions, dimensions, generator=generator) / math.sqrt(dimensions)
-    return torch.randn(dimensions, generator=generator), root @ root.T + 0.3 * torch.eye(dimensions)
-
-
-def trained(betas, centre, hessian, steps=700, draws=8192, directions=0):
-    """Rows of one batch, a beta each, on E_q[(z - a)' H (z - a) / 2] bits + beta KL bits."""
-    plain = Plain(len(centre))
-    solvers = [
-        Variational(first_beta=beta, beta=beta, rate=0.02, scale_rate=0.02, directions=directions, direction_rate=0.05)
-        for beta in betas
-    ]
-    rows = [Row(f"beta {beta}", plain, solver, 0, draws) for beta, solver in zip(betas, solvers)]
-
-    def loss(step, latents):
-        gaps = [latent - centre for latent in latents]
-        return torch.stack([0.5 * ((gap @ hessian) * gap).sum(-1).mean() for gap in gaps])
-
-    return train(rows, loss, steps, begin(rows, [None] * len(rows), torch.device("cpu"))).parameters
 
 
 def test_k2_q_is_within_two_percent_of_the_closed_form_at_every_beta():
     centre, hessian = quadratic(3, 6)
     for beta, found in zip(BETAS, trained(BETAS, centre, hessian)):
-        # loss and KL are both in bits, so in nats the loss weighs ln 2 / beta as much as the divergence
-        pull = hessian * math.log(2) / beta
-        mean = torch.linalg.solve(torch.eye(6) + pull, pull @ centre)
-        variance = 1 / torch.diagonal(torch.eye(6) + pull)
+        mean, precision = best(centre, hessian, beta)
+        variance = 1 / torch.diagonal(precision)
         assert float((found["mean"] - mean).norm() / mean.norm()) < 0.02
         torch.testing.assert_close((2 * found["log_scale"]).exp(), variance, rtol=0.02, atol=0)
 
@@ -68,20 +29,10 @@ def test_k2_squeezed_along_all_directions_q_has_the_closed_form_of_a_full_covari
     centre, hessian = quadratic(3, 6)
     betas = BETAS[::2]
     for beta, found in zip(betas, trained(betas, centre, hessian, steps=1200, directions=6)):
-        pull = hessian * math.log(2) / beta
-        mean = torch.linalg.solve(torch.eye(6) + pull, pull @ centre)
+        mean, precision = best(centre, hessian, beta)
         assert float((found["mean"] - mean).norm() / mean.norm()) < 0.02
-        wanted = torch.linalg.inv(torch.eye(6) + pull)
+        wanted = torch.linalg.inv(precision)
         torch.testing.assert_close(covariance(found), wanted, rtol=0, atol=0.02 * float(wanted.diagonal().max()))
-
-
-def covariance(parameters: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Of q, from what the solver draws for the unit vectors as noise: it is linear in its noise."""
-    solver = Variational(1.0, 1.0, 0.0, 0.0)
-    root = (
-        solver.draw(parameters, torch.eye(len(parameters["mean"]), dtype=parameters["mean"].dtype)) - parameters["mean"]
-    )
-    return root.T @ root
 
 
 def squeezed(dimensions: int, count: int, spread: float) -> dict[str, torch.Tensor]:
