@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import leadline
-from leadline.behaviour import Behaviour, Reply
+from leadline.behaviour import Behaviour, Reply, questions
 from leadline.edits import no_edit
 from leadline.engine import Context, Engine
 from leadline.few_shot import BlankLines, demonstrated, stops
@@ -185,3 +185,13 @@ def test_there_is_no_lower_bound_and_the_size_is_paid_for(run) -> None:
     assert distance.upper.estimator == "TEXT"
     assert "size choice" in dict(distance.upper.ledger)
     assert distance.prior.startswith(BlankLines.name)
+
+
+def test_replies_that_hold_a_blank_line_cannot_be_demonstrated_and_that_is_an_outcome(tiny, tmp_path):
+    own = Behaviour(name="blank", contexts=questions()[:40], reply=Reply(text="a\n\nb"))
+    result = leadline.measure(
+        tiny, own, tmp_path / "run", family="few_shot", sizes=(1,), controls=0, items=10, draws=64, prior_draws=0,
+        scale="ci",
+    )  # fmt: skip
+    assert result.points.filter(family="few_shot").is_empty()
+    assert "few_shot" not in result.families

@@ -23,7 +23,7 @@ from leadline.places import DEMONSTRATION, places
 from leadline.plan import TEXT_BUDGETS
 from leadline.priors import generator
 from leadline.slot import Renderer
-from leadline.spec import Scale, UserError
+from leadline.spec import Scale
 from leadline.text_stage import PLACES, Curve, certify, judge, recorded, text_prior
 from leadline.texts import Ragged, TextPrior, in_place, mean_losses, padded
 from leadline.work import Work
@@ -81,11 +81,9 @@ def _drawn(work: Work, curve: Curve, seed: int, prior: BlankLines, everywhere: S
     work.reporter.stage(f"demonstrations, {curve.label} seed {seed}")
     draws = generator("demonstrations", curve.label, seed)
     texts = demonstrated(work.model, everywhere, task.items["train"], curve.size, count, draws)
-    if not texts:
-        raise UserError(
-            "No training item can be demonstrated: its text holds a blank line, or characters that are no token of "
-            "their own", f"--family few_shot, behaviour {work.behaviour.name}", "Leave the family out.",
-        )  # fmt: skip
+    if not texts:  # blank lines in every item, or characters that are no token of their own: an outcome
+        work.write(key, {"points": [], "texts": [], "best": []})
+        return
     contexts = task.contexts("validation")[: TEXT_BUDGETS[work.spec.scale].contexts]
     losses = mean_losses(work.objective, contexts, Ragged(work.model))(padded(texts))
     order = sorted(range(len(texts)), key=lambda place: float(losses[place].nan_to_num(nan=torch.inf)))
