@@ -76,6 +76,20 @@ def test_so_many_draws_would_certify_and_not_one_fewer(sizes, bits):
     assert f"; {draws} prior draws of each size" in judge(drawn(draws - 1), bits).reason
 
 
+@pytest.mark.parametrize("bits", [2.0, 8.0])
+def test_with_pairs_beside_them_fewer_draws_do(bits):
+    draws = draws_to_pass(bits, 1, 0.9)
+    assert draws < draws_to_pass(bits, 1)
+
+    def drawn(count: int) -> Result:
+        pairs = row(size=1, estimator="LOWER", p_hits=0, p_draws=4 * count)
+        return result([brute(1, 0, count), pairs])
+
+    assert judge(drawn(draws), bits).answer == "passes"
+    assert judge(drawn(draws - 1), bits).answer == "not broken"
+    assert f"; {draws} prior draws of each size" in judge(drawn(draws - 1), bits).reason
+
+
 @pytest.mark.parametrize("draws", [300, 1000, 3000])
 def test_a_gate_that_should_not_pass_does_so_in_one_of_twenty_runs_at_most(draws):
     """All outcomes of the prior draws listed, for a behaviour just too near."""

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from leadline import rows
 from leadline.checkpoint import Checkpoint
+from leadline.estimators.lower import PAIRS
 from leadline.estimators.pilot import pilot
 from leadline.estimators.splitting import Phi, Schedule, advance, start
 from leadline.evaluation import first_item_hits, score_draws, score_latents
 from leadline.information import Floats
 from leadline.interventions.base import Intervention
 from leadline.objective import CHUNK_ROWS
-from leadline.plan import BUDGETS, PAIRS, Cell, latent_families
+from leadline.plan import BUDGETS, Cell, latent_families
 from leadline.priors import generator, normal, seed_of
 from leadline.records import digest
 from leadline.scoring import level

@@ -13,6 +13,7 @@ from typing import Literal
 
 import polars as pl
 
+from leadline.estimators.lower import PAIRS
 from leadline.information import CONFIDENCE, at_least, at_most
 from leadline.result import Result
 from leadline.spec import UserError
@@ -69,7 +70,11 @@ def judge(result: Result, bits: float) -> Verdict:
     known = min((lowers.get(family, 0.0) for family in asked), default=0.0)
     if known >= bits:
         return Verdict("passes", f"at least {at_least(known)} bits, certified in {', '.join(asked)}")
-    draws = max(draws_to_pass(bits, len(result.curve(family).asked)) for family in asked)
+    paired = set(result.points.filter(estimator="LOWER")["family"])
+    draws = max(
+        draws_to_pass(bits, len(result.curve(family).asked), result.threshold if family in paired else None)
+        for family in asked
+    )
     return Verdict(
         "not broken",
         f"{near}, and it is certified only that all take at least {at_least(known)}; {draws:.4g} prior draws of each "
@@ -77,10 +82,17 @@ def judge(result: Result, bits: float) -> Verdict:
     )
 
 
-def draws_to_pass(bits: float, num_sizes: int) -> int:
+def draws_to_pass(bits: float, num_sizes: int, threshold: float | None = None) -> int:
     """Draws of the prior at each of so many sizes that certify `bits` if none of them hits: the fewest n for which
-    (1 - 2^-bits)^n is the error probability of one size (the Clopper-Pearson limit of no hit in n)."""
-    return math.ceil(math.log((1.0 - CONFIDENCE) / max(num_sizes, 1)) / math.log1p(-(2.0**-bits)))
+    (1 - 2^-bits)^n is the error probability of one size (the Clopper-Pearson limit of no hit in n).
+
+    threshold: of a run that draws PAIRS pairs beside each; then either limit, at half of that error, may certify
+    """
+    error = (1.0 - CONFIDENCE) / max(num_sizes, 1)
+    if threshold is None:
+        return math.ceil(math.log(error) / math.log1p(-(2.0**-bits)))
+    pairs = math.log(error / 2.0) / math.log1p(-threshold * 2.0**-bits)
+    return math.ceil(min(math.log(error / 2.0) / math.log1p(-(2.0**-bits)), pairs / PAIRS))
 
 
 def controls_words(result: Result) -> str:

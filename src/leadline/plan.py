@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from leadline.estimators.lower import PAIRS
 from leadline.scoring import needed
 from leadline.spec import TEXTS, RunSpec, Scale
 
@@ -75,7 +76,6 @@ TEXT_BUDGETS: dict[Scale, TextBudget] = {
     "full": TextBudget(200, 128, 128, 16, 64, 128),
 }
 WRITE_EMBEDDINGS = ("soft_prompt", "soft_subspace")  # families whose rows share a batch
-PAIRS = 4  # pairs of a draw and one item, for every draw that is counted on all items until it has missed too many
 FIRST_BETA = 0.01  # bits of loss a bit of KL: low enough that the behaviour is found before it is cheapened
 WIDEN = 2.0  # factor between betas while the threshold is not bracketed
 END = 0.05  # of the KL at the threshold: where a curve ends

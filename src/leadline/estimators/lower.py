@@ -17,6 +17,8 @@ from leadline.information import (
     surprisal,
 )
 
+PAIRS = 4  # pairs that a run draws for every prior draw that is counted on all items until it has missed too many
+
 
 def lower(hits: int, draws: int, threshold: float, confidence: float = CONFIDENCE, prior: str = "") -> Bound:
     """D >= log2(threshold) - log2(upper limit of E_pi[s]) from `hits` of `draws` independent pairs (z, item).
