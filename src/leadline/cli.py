@@ -32,6 +32,7 @@ EXAMPLES = """Examples:
   leadline list behaviours                what there is
 
 Exit codes: 0 done, 1 a run failed, 2 the input is wrong, 130 stopped by Ctrl-C.
+A gate of `leadline suite`: 3 fails, 4 is only not broken.
 """
 
 MEASURE_EXAMPLES = """Examples:
