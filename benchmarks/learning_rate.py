@@ -32,7 +32,7 @@ from leadline.plan import FIRST_BETA, WIDEN
 from leadline.priors import Priors, normal
 from leadline.scoring import hits
 from leadline.solvers import solver_for
-from leadline.solvers.base import START, Parameters, Row, Solver, begin, train
+from leadline.solvers.base import Parameters, Row, Solver, begin, train
 from leadline.solvers.gradient import Gradient
 from leadline.solvers.variational import Variational, kl_parts_bits
 from leadline.spec import RunSpec
@@ -75,11 +75,11 @@ def one_size(
 
     rates, usual = [float(rate) for rate in args.rates.split(",")], solver_for(None, None)
     assert isinstance(usual, Gradient)
-    settings = [(rate, START) for rate in rates]
+    settings = [(rate, Intervention.first_offset) for rate in rates]
     settings += [(usual.rate, float(start)) for start in args.starts.split(",")]
     gradients = [Gradient(rate) for rate, _ in settings]
     starts = [
-        {"mean": usual.start(intervention, seed)["mean"] * (start / START)}
+        {"mean": usual.start(intervention, seed)["mean"] * (start / Intervention.first_offset)}
         for _, start in settings
         for seed in range(args.seeds)
     ]

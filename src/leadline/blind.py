@@ -18,6 +18,8 @@ from leadline.estimators.splitting import Phi, Schedule, advance, start
 from leadline.evaluation import first_item_hits, score_draws, score_latents
 from leadline.information import Floats
 from leadline.interventions.base import Intervention
+from leadline.interventions.vocab_mixture import FAMILY
+from leadline.mixture_stage import mixture_draws
 from leadline.objective import CHUNK_ROWS
 from leadline.plan import BUDGETS, Cell, latent_families
 from leadline.priors import generator, normal, seed_of
@@ -44,9 +46,9 @@ def _counted(work: Work, cell: Cell) -> None:
     if work.done(key):
         return
     intervention = work.intervention(cell)
-    latents = normal((work.spec.prior_draws, *intervention.shape), "prior", cell.family, cell.size)
+    latents = _draws(work, cell, work.spec.prior_draws, "prior", cell.family, cell.size)
     title = f"draws of the prior, {cell.family} {cell.size}"
-    margins = work.scored(key, title, cell.task, "test", intervention, latents.to(work.model.device))
+    margins = work.scored(key, title, cell.task, "test", intervention, latents)
     point = rows.prior_point(work.about(cell, key), work.spec.threshold, margins)
     work.write(key, {"points": [point], "prior_items": first_item_hits(margins, work.spec.threshold)})
 
@@ -68,13 +70,20 @@ def _paired(work: Work, cell: Cell) -> None:
         if not margins[0, begin:stop].isnan().any():
             continue
         labels = ("pairs", cell.family, cell.size, begin)
-        latents = normal((stop - begin, *intervention.shape), *labels).to(work.model.device)
+        latents = _draws(work, cell, stop - begin, *labels)
         items = torch.randint(len(contexts), (stop - begin,), generator=generator("items", *labels)).tolist()
         _, found = score_latents(work.objective, [contexts[item] for item in items], intervention, latents)
         margins[0, begin:stop] = found.nan_to_num(nan=-torch.inf).cpu()
         checkpoint.margins(margins)
     point = rows.pairs_point(work.about(cell, key), work.spec.threshold, int((margins > 0).sum()), count)
     work.write(key, {"points": [point]})
+
+
+def _draws(work: Work, cell: Cell, count: int, *labels: object) -> Tensor:
+    """(count, *shape) latents drawn from the prior."""
+    if cell.family == FAMILY:
+        return mixture_draws(work, cell.size, count, *labels)
+    return normal((count, *work.intervention(cell).shape), *labels).to(work.model.device)
 
 
 def _split(work: Work, cell: Cell) -> None:

@@ -25,6 +25,7 @@ from leadline.engine import Context
 from leadline.evaluation import in_s, score_latents, score_null
 from leadline.few_shot import few_shot
 from leadline.interventions.base import edit
+from leadline.mixture_stage import anchors
 from leadline.model import FrozenModel, load
 from leadline.plan import (
     BUDGETS,
@@ -89,6 +90,7 @@ def measure(
     passed = {"model": spec.model, "behaviour": spec.behaviour, **fields}
     with open_work(spec, wanted, frozen, folder, passed, reporter) as work:
         baseline(work)
+        anchors(work)
         size_curve(work)
         cells = rate_distortion(work)
         if wanted.scored == "exact":

@@ -13,7 +13,7 @@ from typing import Any
 
 from leadline.estimators.lower import PAIRS
 from leadline.scoring import needed
-from leadline.spec import TEXTS, RunSpec, Scale
+from leadline.spec import ANCHORED, TEXTS, RunSpec, Scale
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ TEXT_BUDGETS: dict[Scale, TextBudget] = {
     "default": TextBudget(32, 32, 64, 8, 16, 32),
     "full": TextBudget(200, 128, 128, 16, 64, 128),
 }
-WRITE_EMBEDDINGS = ("soft_prompt", "soft_subspace")  # families whose rows share a batch
+WRITE_EMBEDDINGS = ("soft_prompt", "soft_subspace", "vocab_mixture")  # families whose rows share a batch
 FIRST_BETA = 0.01  # bits of loss a bit of KL: low enough that the behaviour is found before it is cheapened
 WIDEN = 2.0  # factor between betas while the threshold is not bracketed
 END = 0.05  # of the KL at the threshold: where a curve ends
@@ -108,6 +108,12 @@ class Cell:
         return f"{self.task or 'behaviour'} {self.family} {self.size} seed {self.seed} {beta}"
 
     @property
+    def part(self) -> tuple[str | int, ...]:
+        """What its intervention depends on: family and size, and the restart where each has its own."""
+        named = (self.family, self.size)
+        return (*named, self.task, self.seed) if self.family in ANCHORED else named
+
+    @property
     def curve(self) -> tuple[str, str, int]:
         """The rate-distortion curve it belongs to: task, family, size."""
         return self.task, self.family, self.size
@@ -118,6 +124,11 @@ def latent_families(spec: RunSpec) -> list[str]:
     return [family for family in spec.family if family not in TEXTS]
 
 
+def restarts(spec: RunSpec, family: str) -> int:
+    """Rows of one size of a family: around a text, each restart has two."""
+    return spec.seeds * (2 if family in ANCHORED else 1)
+
+
 def gradient_cells(spec: RunSpec, tasks: Sequence[str]) -> list[Cell]:
     """The size curve: every size and seed of the behaviour, and the smallest size of each control."""
     return [
@@ -125,7 +136,7 @@ def gradient_cells(spec: RunSpec, tasks: Sequence[str]) -> list[Cell]:
         for family in latent_families(spec)
         for task in tasks
         for size in (spec.sizes_of(family)[:1] if task else spec.sizes_of(family))
-        for seed in range(spec.seeds)
+        for seed in range(restarts(spec, family))
     ]
 
 
@@ -245,9 +256,11 @@ def loss_cells(seen: Sequence[Seen], rounds: int) -> list[Cell]:
 
 
 def _fresh(cell: Cell, beta: float) -> Cell:
-    """Starts where the size curve's restart of the same seed ended: what it found need not be found again."""
+    """Starts where the size curve's restart of the same seed ended: what it found need not be found again. Around a
+    text q starts as the prior there, which is nearer than any point."""
     found = Cell(cell.task, cell.family, cell.size, cell.seed, None)
-    return Cell(cell.task, cell.family, cell.size, cell.seed, beta, beta / WIDEN, found.label)
+    parent = "" if cell.family in ANCHORED else found.label
+    return Cell(cell.task, cell.family, cell.size, cell.seed, beta, beta / WIDEN, parent)
 
 
 def _warm(point: Seen, beta: float) -> Cell:

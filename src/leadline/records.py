@@ -40,7 +40,7 @@ POINTS: dict[str, Any] = {
     "beta": pl.Float64, "split": pl.String, "loss_bits": pl.Float64, "loss_low": pl.Float64, "loss_high": pl.Float64,
     "gain_bits": pl.Float64, "gain_low": pl.Float64, "gain_high": pl.Float64, "score": pl.Float64,
     "score_low": pl.Float64, "score_high": pl.Float64, "kl_bits": pl.Float64, "location_bits": pl.Float64,
-    "p_hits": pl.Int64, "p_draws": pl.Int64, "upper_bits": pl.Float64,
+    "component_bits": pl.Float64, "p_hits": pl.Int64, "p_draws": pl.Int64, "upper_bits": pl.Float64,
     "lower_bits": pl.Float64, "estimate_bits": pl.Float64, "stderr_bits": pl.Float64, "estimator": pl.String,
     "kind": pl.String, "prior": pl.String, "outcome": pl.String, "chosen": pl.Boolean, "steps": pl.Int64,
     "flops": pl.Float64, "wall_seconds": pl.Float64, "batch": pl.String, "key": pl.String,

@@ -81,6 +81,8 @@ class Result:
             raise UserError("this is not the folder of a run that has points", str(folder), again) from None
         except (OSError, ValueError, pl.exceptions.PolarsError) as error:
             raise UserError(f"a record cannot be read: {error}", str(folder), again) from error
+        if "component_bits" not in points.columns:  # of a run from before there were mixtures
+            points = points.with_columns(pl.lit(None, pl.Float64).alias("component_bits"))
         missing = set(POINTS) - set(points.columns)
         if missing or not isinstance(spec, dict) or not isinstance(spec.get("spec"), dict):
             what = f"points.parquet lacks {sorted(missing)}" if missing else "spec.json is no spec"

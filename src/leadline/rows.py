@@ -98,7 +98,7 @@ def curve_point(
     if len(null):
         row |= _gain(bits.view(-1, items), null)
     if parameters is not None and "log_scale" in parameters:
-        row |= _divergence(parameters)
+        row |= _divergence(about, parameters)
     if made is not None:
         row |= {"steps": made.steps, "flops": made.flops, "wall_seconds": made.seconds}
         if made.lost:
@@ -114,11 +114,11 @@ def choice_point(
     """What draws of q on validation items promise of its COND bound, which the choice of a cell rests on: p at its
     lower limit, and the mean log ratio of the hits. Null without a hit. Arguments as `bound_points`."""
     member = in_s(margins, threshold)
-    counts, hit = _counts(member, parameters), member.cpu().numpy()
+    counts, hit = _counts(about, member, parameters), member.cpu().numpy()
     promised = None
     if counts["p_hits"]:
         p = clopper_pearson_lower(counts["p_hits"], counts["p_draws"])
-        promised = surprisal(p) + float(_log_ratios(latents, parameters)[hit].mean())
+        promised = surprisal(p) + float(_log_ratios(about, latents, parameters)[hit].mean())
     return _row({**about, **counts, "split": "validation", "estimator": "CHOICE", "estimate_bits": promised})
 
 
@@ -135,8 +135,8 @@ def bound_points(
     margins: (draws, items) as score_draws returns them;  latents: the draws of q that were scored
     """
     member = in_s(margins, threshold)
-    counts, hit = _counts(member, parameters), member.cpu().numpy()
-    ratio = _log_ratios(latents, parameters)
+    counts, hit = _counts(about, member, parameters), member.cpu().numpy()
+    ratio = _log_ratios(about, latents, parameters)
     bounds = {
         "COND": cond(ratio, hit, counts["kl_bits"], prior=about["prior"]),
         "KL": kl(counts["p_hits"], counts["p_draws"], counts["kl_bits"], prior=about["prior"]),
@@ -189,20 +189,26 @@ def split_point(about: Point, log2_masses: Sequence[float], particles: int) -> P
                  "p_draws": particles, "outcome": outcome})  # fmt: skip
 
 
-def _counts(member: Tensor, parameters: Parameters) -> Point:
-    return {"p_hits": int(member.sum()), "p_draws": len(member), **_divergence(parameters)}
+def _counts(about: Point, member: Tensor, parameters: Parameters) -> Point:
+    return {"p_hits": int(member.sum()), "p_draws": len(member), **_divergence(about, parameters)}
 
 
-def _divergence(parameters: Parameters) -> Point:
+def _divergence(about: Point, parameters: Parameters) -> Point:
+    """KL(q || pi) in bits, or, where q is measured against one component of a mixture, what bounds it from above."""
     mean, scale, squeeze = _gaussian(parameters)
     location, width = (float(part.sum()) for part in gaussian_kl_bits(mean, scale))
     width += squeeze.kl_bits(scale) if squeeze is not None else 0.0
-    return {"kl_bits": location + width, "location_bits": location}
+    return {"kl_bits": location + width + _component_bits(about), "location_bits": location}
 
 
-def _log_ratios(latents: Tensor, parameters: Parameters) -> Floats:
-    """(draws,) log2 q / pi of (draws, *shape) latents, in float64."""
-    return log_ratio_bits(latents.flatten(1).double().cpu().numpy(), *_gaussian(parameters))
+def _log_ratios(about: Point, latents: Tensor, parameters: Parameters) -> Floats:
+    """(draws,) log2 q / pi of (draws, *shape) latents, in float64; at least that where pi is a mixture."""
+    ratios = log_ratio_bits(latents.flatten(1).double().cpu().numpy(), *_gaussian(parameters))
+    return ratios + _component_bits(about)
+
+
+def _component_bits(about: Point) -> float:
+    return float(about.get("component_bits") or 0.0)
 
 
 def _gaussian(parameters: Parameters) -> tuple[Floats, Floats, Squeeze | None]:

@@ -17,16 +17,17 @@ from leadline.behaviour import Behaviour
 from leadline.edits import Edit, KeyValueEdit
 from leadline.engine import Context, Engine, shared_prefix
 from leadline.interventions import make
-from leadline.interventions.base import edit
+from leadline.interventions.base import Intervention, edit
 from leadline.interventions.text_prompt import TextPrompt
+from leadline.interventions.vocab_mixture import anchor_name, around
 from leadline.items import SPLITS, from_json
 from leadline.model import FrozenModel, load
 from leadline.priors import Priors
 from leadline.probe import recorded
-from leadline.records import damaged, read_arrays, stored_tasks
+from leadline.records import damaged, read_arrays, read_spec, stored_tasks
 from leadline.result import Result
 from leadline.slot import Renderer
-from leadline.spec import CONDITIONED, UserError
+from leadline.spec import ANCHORED, CONDITIONED, UserError
 
 
 @dataclass(frozen=True)
@@ -112,9 +113,21 @@ def find(run: Path, size: int | None = None, family: str | None = None) -> Solut
             written: Edit = TextPrompt(model, []).edit(torch.from_numpy(found["tokens"].copy())[None])
         else:
             latents = torch.from_numpy(found["mean"].copy())[None].to(model.device)
-            written = edit([make(row["family"], row["size"], Priors(model))], [latents])
+            written = edit([_intervention(run, row, model)], [latents])
     contexts = tuple(context for split in SPLITS for context in main.contexts(split))
     return Solution(model, behaviour, row["family"], row["size"], row["key"], written, contexts, text)
+
+
+def _intervention(run: Path, row: dict[str, Any], model: FrozenModel) -> Intervention:
+    """The intervention that a row's cell trained."""
+    if row["family"] not in ANCHORED:
+        return make(row["family"], row["size"], Priors(model))
+    try:
+        anchor = read_spec(run)["extra"]["anchors"][anchor_name(row["control"], row["size"], row["seed"])]
+        return around(model, Priors(model), anchor["tokens"], float(anchor["bits"]))
+    except (KeyError, TypeError, ValueError) as error:
+        how = "Let `leadline measure` finish first."
+        raise UserError("The text that this solution stands around is not on record", str(run), how) from error
 
 
 def _row(run: Path, result: Result, size: int | None, family: str | None) -> dict[str, Any]:

@@ -16,19 +16,20 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 Scale = Literal["ci", "default", "full"]
 Family = Literal[
-    "soft_prompt", "soft_subspace", "steering", "prefix", "lora", "tinylora", "text_prompt", "few_shot", "prompt_edits",
-    "conditional_soft_prompt",
+    "soft_prompt", "soft_subspace", "vocab_mixture", "steering", "prefix", "lora", "tinylora", "text_prompt",
+    "few_shot", "prompt_edits", "conditional_soft_prompt",
 ]  # fmt: skip
 DEFAULT_SIZES: dict[str, tuple[int, ...]] = {
-    "soft_prompt": (1, 4), "soft_subspace": (16, 64), "steering": (1, 2), "prefix": (1, 4), "lora": (1,),
-    "tinylora": (1, 16), "text_prompt": (8, 16), "few_shot": (1, 2), "prompt_edits": (1, 2),
+    "soft_prompt": (1, 4), "soft_subspace": (16, 64), "vocab_mixture": (8,), "steering": (1, 2), "prefix": (1, 4),
+    "lora": (1,), "tinylora": (1, 16), "text_prompt": (8, 16), "few_shot": (1, 2), "prompt_edits": (1, 2),
     "conditional_soft_prompt": (1, 4),
 }  # fmt: skip
 TEXTS = ("text_prompt", "few_shot", "prompt_edits")  # families of tokens, the others have a latent
+ANCHORED = ("vocab_mixture",)  # families of which each restart has a place of its own in the prior
 CONDITIONED = ("conditional_soft_prompt",)  # families that only a behaviour with conditions has
 PROMPTED = ("prompt_edits",)  # families that only a behaviour with a deployed prompt has
 # families whose size is what they take of a model's window
-SIZED_IN_TOKENS = ("soft_prompt", "prefix", "text_prompt", "conditional_soft_prompt")
+SIZED_IN_TOKENS = ("soft_prompt", "vocab_mixture", "prefix", "text_prompt", "conditional_soft_prompt")
 COMPUTE = {"dtype": r"float32|bfloat16", "attention": r"eager|sdpa", "threads": r"[1-9]\d*"}
 
 

@@ -41,6 +41,9 @@ PLACES = 12  # contexts in which every candidate is typed; all contexts in which
 ASKED = ("{}", "Say: {}", "Say: {}\n", "Repeat after me: {}", "Answer every question with the words {}.")
 SAMPLES = 8  # test items whose replies are kept for people to read
 
+Pose = Callable[[TextPrompt, Sequence[Context]], Problem]
+Begun = Callable[[TextPrompt, Problem], list[list[int]]]
+
 
 class Priced(Protocol):
     """A prior over texts of tokens: its name, and each text's -log2 probability."""
@@ -107,6 +110,11 @@ def text_prior(work: Work) -> TextPrior:
 
 def _asked(work: Work, curve: Curve, seed: int, prior: TextPrior, everywhere: Sequence[Place]) -> dict[str, Any]:
     """The record of one search among all texts of that many tokens."""
+    return searched(work, curve, seed, prior, everywhere, *asked(work, curve, seed, prior), BETA)
+
+
+def asked(work: Work, curve: Curve, seed: int, prior: TextPrior) -> tuple[Pose, Begun]:
+    """What a search among all texts of that many tokens asks for: the problem, and where it begins."""
 
     def pose(prompt: TextPrompt, contexts: Sequence[Context]) -> Problem:
         return text_problem(prompt, prior, work.objective, contexts)
@@ -114,37 +122,56 @@ def _asked(work: Work, curve: Curve, seed: int, prior: TextPrior, everywhere: Se
     def begun(_prompt: TextPrompt, problem: Problem) -> list[list[int]]:
         return proposals(work, curve, prior, problem, seed)
 
-    return searched(work, curve, seed, prior, everywhere, pose, begun, BETA)
+    return pose, begun
 
 
 def searched(
     work: Work, curve: Curve, seed: int, prior: Priced, everywhere: Sequence[Place],
-    pose: Callable[[TextPrompt, Sequence[Context]], Problem],
-    begun: Callable[[TextPrompt, Problem], list[list[int]]], beta: float,
+    pose: Pose, begun: Begun, beta: float,
 ) -> dict[str, Any]:  # fmt: skip
     """The record of one token search. pose: what can be typed, and contexts, to the problem;  begun: what can be typed,
     and the problem, to proposals;  beta: of `TokenSearch`"""
     budget, label = TEXT_BUDGETS[work.spec.scale], f"{curve.label} seed {seed}"
     key = work.key("texts", label)
     if not work.done(key):
-        task = work.task(curve.task)
+        task, found = work.task(curve.task), climbed(work, curve, seed, everywhere, pose, begun, beta)
+        if not found["best"]:
+            work.write(key, {"points": [], "texts": [], "best": []})
+            return recorded(work, key, seed)
+        texts = _typed(work.model, everywhere, [found["best"], *found["kept"]])
+        texts = [texts[i] for i in _cheapest(prior, texts)[: budget.judged]] if texts else []
+        flops = work.flops(task, found["scored"] * budget.contexts)
+        made = rows.Made(found["step"], False, float(found["seconds"]), flops)
+        judge(work, curve, seed, key, prior, texts, (texts or [found["best"]])[0], made)
+    return recorded(work, key, seed)
+
+
+def climbed(
+    work: Work, curve: Curve, seed: int, everywhere: Sequence[Place],
+    pose: Pose, begun: Begun, beta: float,
+) -> dict[str, Any]:  # fmt: skip
+    """Where one token search ended: the record of its `best` text, those it `kept`, its `step`, texts `scored` and
+    `seconds`. No best where nothing that was proposed can be typed at this slot: an outcome. Arguments as `searched`"""
+    budget, label = TEXT_BUDGETS[work.spec.scale], f"{curve.label} seed {seed} beta {beta:g}"
+    key = work.key("climbed", label)
+    if not work.done(key):
         prompt = TextPrompt(work.model, everywhere[:: max(1, len(everywhere) // PLACES)])
-        problem = pose(prompt, task.contexts("train")[: budget.contexts])
+        problem = pose(prompt, work.task(curve.task).contexts("train")[: budget.contexts])
         how = TokenSearch(label, beta, budget.top_k, budget.candidates, KEEP_BITS)
         work.reporter.stage(f"search for a text, {label}")
         checkpoint = Checkpoint(work.run, digest([work.hash, key]), work.reporter)
         state = checkpoint.restore_texts()
         try:
             state = state or begin(problem, how, begun(prompt, problem))
-        except ValueError:  # nothing that was proposed can be typed at this slot: an outcome
-            work.write(key, {"points": [], "texts": [], "best": []})
-            return {**(work.run.cell(key) or {}), "key": key, "seed": seed}
-        search(problem, how, budget.steps, state, lambda now: checkpoint.texts(now, budget.steps))
-        texts = _typed(work.model, everywhere, [state.best, *state.kept])
-        texts = [texts[i] for i in _cheapest(prior, texts)[: budget.judged]] if texts else []
-        made = rows.Made(state.step, False, checkpoint.seconds, work.flops(task, state.scored * budget.contexts))
-        judge(work, curve, seed, key, prior, texts, (texts or [state.best])[0], made)
-    return recorded(work, key, seed)
+        except ValueError:
+            work.write(key, {"points": [], "best": []})
+        else:
+            search(problem, how, budget.steps, state, lambda now: checkpoint.texts(now, budget.steps))
+            work.write(key, {
+                "points": [], "best": state.best, "kept": state.kept, "step": state.step, "scored": state.scored,
+                "seconds": repr(checkpoint.seconds),
+            })  # fmt: skip
+    return work.run.cell(key) or {}
 
 
 def recorded(work: Work, key: str, seed: int) -> dict[str, Any]:

@@ -40,7 +40,7 @@ from leadline.progress import Reporter
 from leadline.records import RECIPE, Arrays, Run, digest, open_run
 from leadline.result import Result
 from leadline.solvers.base import Parameters
-from leadline.spec import RunSpec, UserError
+from leadline.spec import ANCHORED, RunSpec, UserError
 
 REPLY_TOKENS = 48  # of a sample reply, at least
 
@@ -53,10 +53,10 @@ class Work:
         asked = [spec.model_dump(mode="json"), behaviour.model_dump(mode="json")]
         compute = [model.compute.dtype, model.compute.attention, model.compute.threads]
         self.hash = digest([*asked, compute, made_with(spec, model)])
-        self._interventions: dict[tuple[str, int], Intervention] = {}
-        self._priors = Priors(model)
+        self._interventions: dict[tuple[Any, ...], Intervention] = {}
+        self.priors = Priors(model)
         for family in latent_families(spec):  # before anything is begun: a size may not fit
-            for size in spec.sizes_of(family):
+            for size in spec.sizes_of(family) if family not in ANCHORED else ():
                 self.intervention(Cell("", family, size, 0, None))
         self.tasks = self._prepare()
         contexts = [c for task in self.tasks for split in SPLITS for c in task.contexts(split)]
@@ -111,6 +111,7 @@ class Work:
         return {
             "family": cell.family, "size": cell.size, "seed": cell.seed, "control": cell.task, "beta": cell.beta,
             "role": "control" if cell.task else "behaviour", "prior": self.intervention(cell).prior,
+            "component_bits": self.intervention(cell).component_bits or None,
             "batch": self.batch_of.get(cell.label, ""), "key": key or self.cell_key(cell),
         }  # fmt: skip
 
@@ -120,10 +121,13 @@ class Work:
 
     def intervention(self, cell: Cell) -> Intervention:
         """What a cell trains."""
-        named = (cell.family, cell.size)
-        if named not in self._interventions:
-            self._interventions[named] = make(*named, self._priors, self.behaviour.num_conditions)
-        return self._interventions[named]
+        if cell.part not in self._interventions:
+            self._interventions[cell.part] = make(cell.family, cell.size, self.priors, self.behaviour.num_conditions)
+        return self._interventions[cell.part]
+
+    def place(self, cell: Cell, intervention: Intervention) -> None:
+        """Says what a cell trains, where its restart has an intervention of its own."""
+        self._interventions[cell.part] = intervention
 
     def trained(self, label: str) -> Parameters:
         """The parameters of a finished cell, by its label."""

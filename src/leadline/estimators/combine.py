@@ -34,6 +34,8 @@ COMPUTED = {"PREFILL": "spelling it out", "TEXT": "texts that work"}
 """Estimators that draw nothing, and what their bits were paid for."""
 PAYING = ("SPLIT", "COND", "KL", "TEXT", "MC", "PREFILL")
 """All of them, in the order in which they are reported: what is computed comes before blind draws that hit."""
+COMPONENT = "the text it stands around"
+"""What is paid for one component of a mixture."""
 BOUNDING = (*PAYING, "LOWER")
 """Estimators whose rows `size_bounds` looks at."""
 PROMISED_HITS = 32
@@ -119,7 +121,10 @@ def upper_bits(row: Row, weight: float, prior: str) -> Bits:
     if name in ("COND", "KL"):
         level, rest = (hit_confidence(kl_bits), MEAN_PART) if name == "COND" else (CONFIDENCE, "divergence")
         hit_part = surprisal(clopper_pearson_lower(hits, draws, level))
-        paid = [("-log2 p", hit_part), (rest, value - hit_part)]
+        component = row.get("component_bits") or 0.0
+        paid = [("-log2 p", hit_part), (rest, value - hit_part - component)]
+        if component:
+            paid.append((COMPONENT, component))
     else:
         paid = [(COMPUTED.get(name, "-log2 p"), value)]
     if charge > 0.0:

@@ -25,6 +25,8 @@ class Intervention(ABC):
 
     family: its name;  size: tokens, dimensions, sites or rank;  tokens: positions it takes in the model's window
     shape:  of one latent;  prior: the prior in words
+    component_bits: -log2 of the weight of this component, where the prior is a mixture of N(0, I) and others
+    first_offset, first_width: standard deviation of where a solver starts, and width of q there, in the prior's units
     """
 
     family: str
@@ -32,6 +34,9 @@ class Intervention(ABC):
     tokens: int
     shape: tuple[int, ...]
     prior: str
+    component_bits: float = 0.0
+    first_offset: float = 0.1  # tokens differ from the start, and no restart begins far out (benchmarks)
+    first_width: float = 0.15
 
     @abstractmethod
     def edit(self, latents: Tensor) -> Edit:

@@ -16,7 +16,6 @@ from torch import Tensor
 from leadline.interventions.base import Intervention
 from leadline.priors import normal
 
-START = 0.1  # of the prior's scale: tokens differ from the start, and no restart begins far out (benchmarks)
 Parameters = dict[str, Tensor]
 # (step, one tensor of latents (draws, *shape) a row) -> (rows,) mean loss in bits a reply, differentiable
 Loss = Callable[[int, list[Tensor]], Tensor]

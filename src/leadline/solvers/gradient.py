@@ -10,7 +10,7 @@ from torch import Tensor
 
 from leadline.interventions.base import Intervention
 from leadline.priors import normal
-from leadline.solvers.base import START, Parameters, Solver
+from leadline.solvers.base import Parameters, Solver
 
 
 @final
@@ -24,7 +24,8 @@ class Gradient(Solver):
     rate: float
 
     def start(self, intervention: Intervention, seed: int) -> Parameters:
-        return {"mean": START * normal(intervention.shape, "start", intervention.family, intervention.size, seed)}
+        labels = ("start", intervention.family, intervention.size, seed)
+        return {"mean": intervention.first_offset * normal(intervention.shape, *labels)}
 
     def draw(self, parameters: Parameters, noise: Tensor) -> Tensor:
         return parameters["mean"].expand_as(noise)

@@ -21,9 +21,8 @@ from torch import Tensor
 
 from leadline.interventions.base import Intervention
 from leadline.priors import normal
-from leadline.solvers.base import START, Loss, Parameters, Row, Solver, State
+from leadline.solvers.base import Loss, Parameters, Row, Solver, State
 
-FIRST_SCALE = 0.15  # width of q at the start, in units of the prior's
 FIRST_SQUEEZE = 0.6  # factor along the trained directions at the start: at 1 they would have no gradient
 AIM_PASSES = 12  # batches whose gradients the directions of a new cell are taken from
 
@@ -50,8 +49,8 @@ class Variational(Solver):
 
     def start(self, intervention: Intervention, seed: int) -> Parameters:
         labels = ("start", intervention.family, intervention.size, seed)
-        mean = START * normal(intervention.shape, *labels)
-        found = {"mean": mean, "log_scale": torch.full(intervention.shape, math.log(FIRST_SCALE))}
+        mean = intervention.first_offset * normal(intervention.shape, *labels)
+        found = {"mean": mean, "log_scale": torch.full(intervention.shape, math.log(intervention.first_width))}
         if count := min(self.directions, intervention.dimensions):
             found["directions"] = normal((count, intervention.dimensions), *labels, "directions")
             found["log_squeeze"] = torch.full((count,), math.log(FIRST_SQUEEZE))
