@@ -10,6 +10,7 @@ from leadline.estimators.importance import importance
 from leadline.estimators.kl import kl, kl_limit_bits
 from leadline.estimators.lower import lower
 from leadline.estimators.message import Point, decode, encode, message_bound, point_of
+from leadline.estimators.mhis import mhis
 from leadline.estimators.monte_carlo import monte_carlo
 from leadline.estimators.pilot import pilot
 from leadline.estimators.splitting import splitting
@@ -29,6 +30,7 @@ __all__ = [
     "kl_limit_bits",
     "lower",
     "message_bound",
+    "mhis",
     "monte_carlo",
     "pilot",
     "point_of",
