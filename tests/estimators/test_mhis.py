@@ -88,6 +88,15 @@ def test_what_it_says_at_the_ends() -> None:
     assert (always.value, always.low, always.high) == (0.0, 0.0, 0.0)
 
 
+def test_a_chain_that_stays_behind_drowns_the_others() -> None:
+    """Why it is no bound: seven chains say 0 bits, and one that stayed behind, at 2^20 the weight, makes it 17."""
+    hit = np.ones((8, 16), bool)
+    hit[0] = False
+    found = mhis(np.where(hit, 0.0, 20.0 * math.log(2.0)), hit)
+    assert found.estimate is not None
+    assert found.estimate.value == pytest.approx(20.0 - math.log2(7.0), abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("log_weight", "hit"),
     [

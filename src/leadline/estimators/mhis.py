@@ -25,9 +25,10 @@ def mhis(log_weight_nats: ArrayLike, hit: ArrayLike, confidence: float = CONFIDE
 
     pi(S) = E_q[1(S) w] / E_q[w], each mean replaced by that over all visits. Its standard error comes from the chains,
     which are independent as their visits are not: that of a ratio of means, carried through the logarithm, with one
-    degree of freedom less than chains. It knows nothing of what no chain has met. That matters most below the line:
-    E_q[w] is a harmonic mean, carried by texts that the prior likes and q avoids, and where they are missed the share
+    degree of freedom less than chains. It knows nothing of what no chain has met, and the walk can fail both ways, as
+    E_q[w] is a harmonic mean: carried by texts that the prior likes and q avoids. Where no chain meets them the share
     comes out too large and D too small, all chains agreeing; where every visit is a hit, 0 bits with no error at all.
+    Where a chain has not left them yet, its weights drown all others and D is too large.
     """
     log_weight, is_hit = np.asarray(log_weight_nats, np.float64), np.asarray(hit, bool)
     if log_weight.ndim != 2 or log_weight.shape != is_hit.shape or log_weight.shape[0] < 2 or not log_weight.size:
