@@ -1,7 +1,7 @@
 """ITGIS and MHIS: how likely is a given next token, when the text at the slot is drawn token by token?
 
 The two importance samplers of Wu and Hilton, "Estimating the probabilities of rare outputs in language models" (arXiv
-2410.13211, section 3.1), written from their formulas. A text x of n tokens has the prior p(x) = prod_i p_i(x_i); M(x)
+2410.13211, written from their formulas. A text x of n tokens has the prior p(x) = prod_i p_i(x_i); M(x)
 is the target token's logit after it; the event is that the target is the argmax. Both lean on the slope s_i(v), the
 derivative of M by the one-hot row of position i, and on a temperature T in logits:
 
