@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from leadline.edits import EmbeddingEdit, no_edit
-from leadline.engine import Context, Engine, shared_prefix
+from leadline.engine import Context, Engine, _choose, shared_prefix
 from leadline.model import FrozenModel
 from models import FLOAT32, VOCABULARY, random_model
 
@@ -151,3 +151,23 @@ def test_k9_peft_prompt_tuning_gives_the_same_logits_and_gradients(architecture,
     (wanted,) = torch.autograd.grad(logits.logsumexp(-1).sum() - logits[:, 5].sum(), weight)
     torch.testing.assert_close(found.logits, logits, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(gradient[0], wanted, rtol=tolerance, atol=tolerance)
+
+
+class Elsewhere(Tensor):
+    """Says what CUDA says: a generator of the CPU does not draw here."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is torch.multinomial and (kwargs or {}).get("generator") is not None:
+            raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
+        found = super().__torch_function__(func, types, args, kwargs or {})
+        return found.as_subclass(Tensor) if func is Tensor.to else found
+
+
+def test_a_generator_of_the_cpu_draws_the_same_for_a_model_elsewhere():
+    logits = torch.randn(64, 20, generator=torch.Generator().manual_seed(3))
+    here, there = (
+        _choose(values, torch.Generator().manual_seed(5)) for values in (logits, logits.as_subclass(Elsewhere))
+    )
+    assert here.tolist() == there.tolist()
+    assert len(set(here.tolist())) > 10, "drawn, not the most likely"

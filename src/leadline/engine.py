@@ -286,4 +286,5 @@ def _choose(logits: Tensor, generator: torch.Generator | None) -> Tensor:
     if not bool(torch.isfinite(chances).all()):
         how = "Give a behaviour with replies of its own, or another model."
         raise UserError("The model's own replies cannot be drawn: its logits are not finite", "model", how)
-    return torch.multinomial(chances, 1, generator=generator)[:, 0]
+    # A generator draws only on its own device, and one on the CPU draws the same whatever device the model is on.
+    return torch.multinomial(chances.to(generator.device), 1, generator=generator)[:, 0].to(logits.device)
