@@ -47,7 +47,11 @@ def test_capitals():
         ("  Yes. No.", "  Yes."),
         ("\n\nYes it is.\nNo.", "\n\nYes it is."),
         ("Sure!\n", "Sure!"),
-        ("Dr. Smith knows. Ask him.", "Dr."),  # a known limit
+        ("Dr. Smith knows. Ask him.", "Dr. Smith knows."),
+        ("It was (Mrs. Jones or Prof. A. Lee). Or not.", "It was (Mrs. Jones or Prof. A. Lee)."),
+        ("Peter moved to St. Petersburg. It was cold.", "Peter moved to St. Petersburg."),
+        ("They beat Drs. The rest slept.", "They beat Drs."),
+        ("Salt, sugar etc. and water. Stir.", "Salt, sugar etc."),  # a known limit
     ],
 )
 def test_a_first_sentence_that_ends_is_the_same_whole_or_cut(text, sentence):

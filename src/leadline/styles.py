@@ -12,9 +12,11 @@ from collections.abc import Callable
 
 # How decoders write a character of which the limit left only the first bytes.
 CUT_CHARACTER = "\ufffd"
-# The mark, and the quotes and brackets it stands in. Not a mark: the stop after a single letter ("J. Smith", "e.g. ")
-# or after the number that begins a list.
-SENTENCE_END = re.compile(r"(?<!\b[A-Za-z])(?<!^\d)(?<!^\d\d)[.!?]+[\"')\]*_]*(?=\s)")
+TITLES = ("Dr", "Mr", "Mrs", "Ms", "Prof", "St")
+# The mark, and the quotes and brackets it stands in. Not a mark: the stop after a title, after a single letter
+# ("J. Smith", "e.g. ") or after the number that begins a list.
+NO_END = "".join(rf"(?<!{before})" for before in (r"\b[A-Za-z]", r"^\d", r"^\d\d", *(rf"\b{t}" for t in TITLES)))
+SENTENCE_END = re.compile(NO_END + r"[.!?]+[\"')\]*_]*(?=\s)")
 
 
 def capitals(text: str, whole: bool) -> str:
@@ -33,7 +35,7 @@ def as_json(text: str, whole: bool) -> str:
 def first_sentence(text: str, whole: bool) -> str | None:
     """The text up to its first full stop, question or exclamation mark before a space, or its first line if that ends
     before. None where there is none: of a text that was cut short, since how it goes on is not known, and of an empty
-    one. Abbreviations longer than a letter ("Dr. Smith") are taken for the end of a sentence."""
+    one. Abbreviations longer than a letter that are no title ("etc. ") are taken for the end of a sentence."""
     start = len(text) - len(text.lstrip())
     line, newline, _ = text[start:].partition("\n")
     if mark := SENTENCE_END.search(line + newline):
