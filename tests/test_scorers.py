@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
+import warnings
 
 import pytest
 
@@ -64,6 +65,22 @@ def test_a_package_that_is_missing_is_one_message(monkeypatch, name, module, cac
     monkeypatch.setattr(scorers, cached, getattr(scorers, cached).__wrapped__)
     with pytest.raises(UserError, match=rf"{package} is not installed \(scorer {name}\).*leadline\[scorers\]"):
         SCORERS[name]("", "Some words.")
+
+
+def test_what_vader_reads_its_words_with_may_be_deprecated(monkeypatch):
+    """As Python 3.14 does it. Any other warning stays an error."""
+    said = ["codecs.open() is deprecated. Use open() instead."]
+
+    def deprecated(*arguments, **named):
+        warnings.warn(said[0], DeprecationWarning, stacklevel=2)
+        return open(*arguments, **named)
+
+    monkeypatch.setattr("vaderSentiment.vaderSentiment.codecs.open", deprecated)
+    monkeypatch.setattr(scorers, "_valence", scorers._valence.__wrapped__)
+    assert positive_sentiment("", "What a lovely day.") == 1.0
+    said[0] = "something else"
+    with pytest.raises(DeprecationWarning, match="something else"):
+        positive_sentiment("", "What a lovely day.")
 
 
 def test_the_share_is_counted_at_or_above_the_cut():

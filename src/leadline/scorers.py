@@ -9,6 +9,7 @@ text files, py3langid an LZMA-packed npz with `allow_pickle=False`, each from it
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -109,7 +110,10 @@ def _valence() -> Any:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer  # type: ignore[import-untyped]
     except ImportError as error:
         raise _missing("vaderSentiment", "sentiment/positive") from error
-    return SentimentIntensityAnalyzer()
+    with warnings.catch_warnings():
+        # VADER 3.3.2, the last one there is, reads its word lists with what Python 3.14 deprecates.
+        warnings.filterwarnings("ignore", r"codecs\.open\(\) is deprecated", DeprecationWarning)
+        return SentimentIntensityAnalyzer()
 
 
 @cache
