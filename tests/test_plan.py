@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from leadline.estimators.splitting import Schedule, advance, start
 from leadline.plan import (
     BUDGETS,
     FIRST_BETA,
@@ -142,7 +143,47 @@ def test_the_outline_counts_all_stages():
     assert lines[1].passes == 4 * 16 * BUDGETS["default"].gradient_steps
     # draws that never hit are dropped after 5 of 40 items, and 4 pairs stand beside each of them
     assert lines[-1].scored == 2 * 512 * (5 + 4)
-    # two sizes of the behaviour and one of each control; proposals, steps, then judged texts and the best on two splits
+    # two sizes of the behaviour and one of each control; proposals, steps, judged texts and the best on two splits; the
+    # best on test items, and what holds on test items and, of the behaviour, on the confirmation's
     texts = outline(RunSpec(family="text_prompt", sizes="8,16"), ["", "matched-0", "uniform-0"])[-2:]
-    assert texts[0].scored == 4 * (8 * (16 + 32 * 32) + 32 * 40 + 80)
+    assert texts[0].scored == 4 * (8 * (16 + 32 * 32) + 32 * 40 + 80 + 40) + (2 + 2 + 1 + 1) * 32 * 40
+    assert texts[0].passes == 4 * 32 * 8, "one gradient a step"
     assert texts[1].scored == 2 * 512 * 5
+    loss = outline(RunSpec(family="text_prompt", sizes="8"), [""], exact=False)[4:]
+    assert [line.scored for line in loss] == [8 * (16 + 32 * 32) + 80 + 40], "nothing holds, nothing is drawn blindly"
+
+
+def test_the_outline_counts_demonstrations_and_edits():
+    tasks = ["", "matched-0"]
+    (few,) = outline(RunSpec(family="few_shot", sizes="1,3", seeds=2), tasks)[7:]
+    # 32 texts on 8 items, then on 40; the nearest on two splits; 32 on test items and of the behaviour on 40 more
+    own, control = 2 * (32 * 8 + 32 * 40 + 80 + 2 * 32 * 40) + 40, 2 * (32 * 8 + 32 * 40 + 80 + 32 * 40) + 40
+    assert (few.batches, few.passes) == (6, 0)
+    assert few.scored == (2 + 4) * own + 2 * control, "with its k demonstrations a sequence is 1 + k as long"
+    edits, blind = outline(RunSpec(family="prompt_edits", sizes="1,2"), tasks)[7:]
+    a_search = 8 * (16 + 32 * 32) + 32 * 40 + 80 + 40
+    assert edits.scored == 3 * a_search + (2 + 2 + 1) * 32 * 40 + 2 * 2 * 40, "the unedited prompt on two splits"
+    assert (edits.batches, edits.passes, blind.scored) == (3, 3 * 32 * 8, 2 * 512 * 5)
+
+
+def test_the_outline_counts_particles_as_splitting_does():
+    """A run in which every particle passes every level scores as many rows, each on all items."""
+    budget = BUDGETS["ci"]
+    levels = tuple(float(level) for level in range(-budget.most_levels, 0))
+    schedule = Schedule(2, budget.particles, budget.moves, levels, (0.5,) * (len(levels) - 1))
+    rows = 0
+
+    def phi(z, floor):
+        nonlocal rows
+        rows += len(z)
+        return 1.0 + z[:, 0] ** 2
+
+    state = start(schedule, phi, 0, 1)
+    while not state.done(schedule):
+        state = advance(state, schedule, phi)
+    spec = RunSpec(family="soft_subspace", sizes="1,2", scale="ci", items=10)
+    line = outline(spec, [""])[-1]
+    assert line.scored == 2 * (budget.runs + 1) * rows * 10
+    assert line.batches == 2 * (budget.runs + 1)
+    assert len(outline(spec.model_copy(update={"scale": "default"}), [""])) == 7, "no particles there"
+    assert len(outline(spec, [""], exact=False)) == 4

@@ -23,15 +23,12 @@ from leadline.places import DEMONSTRATION, places
 from leadline.plan import TEXT_BUDGETS
 from leadline.priors import generator
 from leadline.slot import Renderer
-from leadline.spec import Scale
 from leadline.text_stage import PLACES, Curve, certify, judge, recorded, text_prior
 from leadline.texts import Ragged, TextPrior, in_place, mean_losses, padded
 from leadline.work import Work
 
 FAMILY = "few_shot"
 END = "\n\n"
-DRAWS: dict[Scale, int] = {"ci": 16, "default": 32, "full": 128}
-"""Texts drawn for each seed and size."""
 
 
 @final
@@ -77,7 +74,7 @@ def _drawn(work: Work, curve: Curve, seed: int, prior: BlankLines, everywhere: S
     key = _key(work, curve, seed)
     if work.done(key):
         return
-    began, task, count = time.monotonic(), work.task(curve.task), DRAWS[work.spec.scale]
+    began, task, count = time.monotonic(), work.task(curve.task), TEXT_BUDGETS[work.spec.scale].shown
     work.reporter.stage(f"demonstrations, {curve.label} seed {seed}")
     draws = generator("demonstrations", curve.label, seed)
     texts = demonstrated(work.model, everywhere, task.items["train"], curve.size, count, draws)

@@ -60,6 +60,7 @@ class TextBudget:
     contexts: training items that a candidate is scored on, the same ones throughout
     drawn:    proposals drawn from the model itself
     judged:   texts at most that are scored on validation items
+    shown:    texts of demonstrations drawn for each seed and size
     """
 
     steps: int
@@ -68,12 +69,13 @@ class TextBudget:
     contexts: int
     drawn: int
     judged: int
+    shown: int
 
 
 TEXT_BUDGETS: dict[Scale, TextBudget] = {
-    "ci": TextBudget(16, 24, 16, 8, 8, 16),
-    "default": TextBudget(32, 32, 64, 8, 16, 32),
-    "full": TextBudget(200, 128, 128, 16, 64, 128),
+    "ci": TextBudget(16, 24, 16, 8, 8, 16, 16),
+    "default": TextBudget(32, 32, 64, 8, 16, 32, 32),
+    "full": TextBudget(200, 128, 128, 16, 64, 128, 128),
 }
 WRITE_EMBEDDINGS = ("soft_prompt", "soft_subspace", "vocab_mixture")  # families whose rows share a batch
 FIRST_BETA = 0.01  # bits of loss a bit of KL: low enough that the behaviour is found before it is cheapened
@@ -319,18 +321,45 @@ def outline(spec: RunSpec, tasks: Sequence[str], exact: bool = True) -> list[Lin
         Line(f"certified upper bounds, {spec.draws} draws", len(curves), 0, len(curves) * certified),
         Line(f"certified lower bound, {spec.prior_draws} draws", len(own), 0, blind),
     ]  # fmt: skip
-    return [*training, *(certifying if exact else []), *_texts(spec, len(tasks), doomed if exact else 0)]
+    texts = [line for family in spec.family if family in TEXTS for line in _texts(spec, family, len(tasks), exact)]
+    return [*training, *([*certifying, *_splitting(spec)] if exact else []), *texts]
 
 
-def _texts(spec: RunSpec, tasks: int, doomed: int) -> list[Line]:
-    """The text prompts' lines: the search, what it found on other items, and draws of the prior."""
-    if "text_prompt" not in spec.family:
+def _splitting(spec: RunSpec) -> list[Line]:
+    """The particles' line: the pilot, and runs of as many levels, each of which moves every particle. A particle is
+    dropped where it cannot stay above its level, so this is far more than most take."""
+    budget = BUDGETS[spec.scale]
+    if "soft_subspace" not in spec.family or not budget.particles:
         return []
-    budget, sizes = TEXT_BUDGETS[spec.scale], len(spec.sizes_of("text_prompt"))
-    searches = (sizes + tasks - 1) * spec.seeds
-    tried = budget.contexts * (budget.drawn + budget.steps * budget.candidates)
-    judged = budget.judged * spec.items + 2 * spec.items
-    return [
-        Line("search for texts", searches, 0, searches * (tried + judged)),
-        Line(f"texts drawn blindly, {spec.prior_draws}", sizes, 0, sizes * spec.prior_draws * doomed),
-    ]
+    runs = len(spec.sizes_of("soft_subspace")) * (budget.runs + 1)
+    a_run = budget.particles * (1 + budget.moves * (budget.most_levels - 1))
+    return [Line(f"splitting, at most {budget.most_levels} levels", runs, 0, runs * a_run * spec.items)]
+
+
+def _texts(spec: RunSpec, family: str, tasks: int, exact: bool) -> list[Line]:
+    """One family of texts: how its texts are found, those that hold on other items, and draws of the prior. A text of k
+    demonstrations counts as k contexts beside the one that it stands in; any other as no more than its context."""
+    budget, items, sizes = TEXT_BUDGETS[spec.scale], spec.items, spec.sizes_of(family)
+    few, edits = family == "few_shot", family == "prompt_edits"
+    found = budget.shown if few else budget.judged
+    # Validation items, and the nearest on some training items; once per curve the best on test items; of those that
+    # hold on validation items all on test items, and the behaviour's that hold there too on the confirmation's.
+    a_seed = (
+        (found if exact else 0) * items
+        + 2 * items
+        + budget.contexts * (budget.shown if few else budget.drawn + budget.steps * budget.candidates)
+    )
+    tested = found * items if exact else 0
+    curves = [*((size, True) for size in sizes), *((size, False) for size in sizes[:1] for _ in range(tasks - 1))]
+    searches, scored, passes = len(curves) * spec.seeds, 0, 0
+    for size, own in curves:
+        length = 1 + size if few else 1
+        scored += length * (spec.seeds * (a_seed + (2 if own else 1) * tested) + items)
+        passes += 0 if few else spec.seeds * budget.steps * budget.contexts
+    what = "demonstrations" if few else "search for edits" if edits else "search for texts"
+    lines = [Line(f"{what}, and what holds", searches, passes, scored + (2 * items * tasks if edits else 0))]
+    if exact and not few and spec.prior_draws:
+        doomed = items - needed(spec.threshold, items) + 1
+        told = f"{'edits' if edits else 'texts'} drawn blindly, {spec.prior_draws}"
+        lines.append(Line(told, len(sizes), 0, len(sizes) * spec.prior_draws * doomed))
+    return lines
