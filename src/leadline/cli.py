@@ -75,6 +75,7 @@ def measure(
     scale: Scale | None = None,
     compute: str | None = None,
     out: Path | None = None,
+    track: str | None = None,
     plan: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
     """Measure how many bits it takes to push a model into a behaviour. The same command continues a stopped run.
@@ -113,6 +114,9 @@ def measure(
         or several with commas between; by default auto.
     out
         Run directory; by default runs/NAME-HASH.
+    track
+        Experiment trackers that are sent scores and bounds as they are found: tensorboard, wandb or another one that
+        accelerate knows, with commas between, or all that are installed; by default none.
     plan
         Print batches, minutes (a short batch is timed) and memory, and stop.
     """
@@ -138,10 +142,14 @@ def measure(
     from leadline.measurement import measure as run
     from leadline.model import load
     from leadline.probe import recorded
-    from leadline.progress import RichReporter
+    from leadline.progress import Reporter, RichReporter
+    from leadline.tracking import TrackingReporter, known_trackers
 
-    reporter = RichReporter(console)
+    reporter: Reporter = RichReporter(console)
+    tracking = None
     try:
+        if track is not None:
+            reporter = tracking = TrackingReporter(reporter, known_trackers(track), folder, asked)
         reporter.stage(f"loading {wanted.model}")
         began = recorded((stored_spec(folder) or {}).get("provenance", {}))
         asked_for = began or wanted.compute
@@ -158,7 +166,9 @@ def measure(
                 return
             reporter.note(f"Run directory: {folder}\n(the same command continues it)")
         fields = {name: value for name, value in wanted if name in wanted.model_fields_set - {"model", "behaviour"}}
-        run(frozen, what, folder, reporter, **fields)
+        result = run(frozen, what, folder, reporter, **fields)
+        if tracking is not None:
+            tracking.finished(result)
     finally:
         reporter.close()
     _show(folder)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import final
+from collections.abc import Mapping, Sequence
+from typing import Any, final
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -20,6 +21,9 @@ class Reporter:
 
     def scored(self, score: float) -> None:
         """A trained cell of the behaviour has this validation score."""
+
+    def recorded(self, points: Sequence[Mapping[str, Any]], done: int) -> None:
+        """A record is finished: its rows of points.parquet, and how many records the run then has."""
 
     def note(self, text: str) -> None:
         """A line worth keeping."""

@@ -99,6 +99,7 @@ class Work:
         self.run.write_cell(key, record, arrays, samples)
         self.run.event("cell", key=key)
         self._keys[key] = None
+        self.reporter.recorded(record["points"], len(self._keys))
 
     def enter(self, batch: str, cells: Sequence[Cell]) -> None:
         """Says which batch these cells belong to."""
