@@ -7,12 +7,14 @@ import time
 import torch
 
 from leadline.behaviour import Behaviour
+from leadline.carried import carried, left_out_lines
 from leadline.controls import CONTROL_KINDS, relabels
 from leadline.edits import EmbeddingEdit
 from leadline.engine import Engine, shared_prefix
 from leadline.items import sample_contexts
 from leadline.model import FrozenModel
 from leadline.plan import BUDGETS, outline
+from leadline.priors import Priors
 from leadline.spec import RunSpec
 
 # Of the batch that is timed: enough sequences to fill the processor, few enough to be done in a second or two.
@@ -22,6 +24,7 @@ TIMED_ROWS, TIMED_TOKENS = 32, 2048
 def plan_lines(spec: RunSpec, behaviour: Behaviour, model: FrozenModel) -> list[str]:
     """The plan in words, 80 columns wide: a line a stage with batches, sequences and minutes, then the sum and the
     memory."""
+    spec, left_out = carried(model, behaviour, spec, Priors(model))
     labels = behaviour.reply.texts is not None and relabels(behaviour.reply.texts)
     kinds = CONTROL_KINDS if behaviour.constant else ("relabelled" if labels else "permuted",)
     tasks = ["", *(f"{kinds[n % len(kinds)]}-{n // len(kinds)}" for n in range(spec.controls))]
@@ -34,6 +37,7 @@ def plan_lines(spec: RunSpec, behaviour: Behaviour, model: FrozenModel) -> list[
     return [
         f"Plan: {spec.behaviour} on {spec.model}",
         *(f"  {family}, sizes {', '.join(map(str, spec.sizes_of(family)))}" for family in spec.family),
+        *(f"  {line}" for line in left_out_lines(left_out)),
         f"  restarts {spec.seeds}",
         f"  controls: {', '.join(tasks[1:]) or 'none'}",
         f"  {'at most, sequences of contexts':<41}{'batches':>8}{'trained':>9}{'scored':>9}{'minutes':>9}",

@@ -28,6 +28,7 @@ TEXTS = ("text_prompt", "few_shot", "prompt_edits")  # families of tokens, the o
 ANCHORED = ("vocab_mixture",)  # families of which each restart has a place of its own in the prior
 CONDITIONED = ("conditional_soft_prompt",)  # families that only a behaviour with conditions has
 PROMPTED = ("prompt_edits",)  # families that only a behaviour with a deployed prompt has
+COMMON = tuple(family for family in get_args(Family) if family not in (*CONDITIONED, *PROMPTED))  # what "all" means
 # families whose size is what they take of a model's window
 SIZED_IN_TOKENS = ("soft_prompt", "vocab_mixture", "prefix", "text_prompt", "conditional_soft_prompt")
 COMPUTE = {"dtype": r"float32|bfloat16", "attention": r"eager|sdpa", "threads": r"[1-9]\d*"}
@@ -56,8 +57,7 @@ def _listed(value: Any) -> Any:
 def _families(value: Any) -> Any:
     """As `_listed`; "all" is every family that any behaviour has."""
     named = _listed(value)
-    common = [family for family in get_args(Family) if family not in (*CONDITIONED, *PROMPTED)]
-    return common if named == ["all"] else named
+    return COMMON if named == ["all"] else named
 
 
 def _sizes(value: Any) -> Any:
@@ -70,7 +70,8 @@ class RunSpec(BaseModel):
 
     model:       name of the frozen model
     behaviour:   built-in name, or a .yaml or .jsonl file
-    family:      kinds of intervention
+    family:      kinds of intervention; all: every one that needs neither conditions nor a deployed prompt and that
+                 this behaviour and model can carry
     sizes:       of every family, increasing: tokens (prompts, prefix), dimensions (soft_subspace), sites (steering),
                  rank (lora), numbers (tinylora), demonstrations (few_shot) or edits (prompt_edits); by default each
                  family's own
@@ -109,6 +110,12 @@ class RunSpec(BaseModel):
     def sizes_of(self, family: str) -> tuple[int, ...]:
         """The sizes at which a family is measured."""
         return self.sizes or DEFAULT_SIZES[family]
+
+    @property
+    def every_family(self) -> bool:
+        """Whether all families were asked for, by "all" or by naming each in that order: those that the behaviour or
+        the model cannot carry are left out then."""
+        return self.family == COMMON
 
     @field_validator("compute")
     @classmethod

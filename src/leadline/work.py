@@ -23,6 +23,7 @@ from torch import Tensor
 
 import leadline
 from leadline.behaviour import Behaviour
+from leadline.carried import carried, left_out_lines
 from leadline.checkpoint import Checkpoint
 from leadline.edits import Edit, EmbeddingEdit, no_edit
 from leadline.engine import Engine, shared_prefix
@@ -49,14 +50,18 @@ class Work:
     """One open measurement. Use `open_work`."""
 
     def __init__(self, run: Run, spec: RunSpec, behaviour: Behaviour, model: FrozenModel, reporter: Reporter) -> None:
-        self.run, self.spec, self.behaviour, self.model, self.reporter = run, spec, behaviour, model, reporter
+        self.run, self.behaviour, self.model, self.reporter = run, behaviour, model, reporter
         asked = [spec.model_dump(mode="json"), behaviour.model_dump(mode="json")]
         compute = [model.compute.dtype, model.compute.attention, model.compute.threads]
         self.hash = digest([*asked, compute, made_with(spec, model)])
         self._interventions: dict[tuple[Any, ...], Intervention] = {}
         self.priors = Priors(model)
-        for family in latent_families(spec):  # before anything is begun: a size may not fit
-            for size in spec.sizes_of(family) if family not in ANCHORED else ():
+        # What was asked for is hashed and stored; what of it can be measured is what the stages see.
+        self.spec, self._left_out = carried(model, behaviour, spec, self.priors)
+        for line in left_out_lines(self._left_out):
+            reporter.note(line)
+        for family in latent_families(self.spec):  # before anything is begun: a size may not fit
+            for size in self.spec.sizes_of(family) if family not in ANCHORED else ():
                 self.intervention(Cell("", family, size, 0, None))
         self.tasks = self._prepare()
         contexts = [c for task in self.tasks for split in SPLITS for c in task.contexts(split)]
@@ -255,6 +260,8 @@ class Work:
     def finish(self) -> Result:
         """Writes what belongs to the whole run, drops the checkpoints, and returns the result."""
         extra = {**self.extra, **self._luck(), **self._boards()}
+        if self._left_out:
+            extra["not_measured"] = self._left_out
         self.save_points()
         stored: dict[str, Any] = self.run.read_json("spec.json") or {}
         for control in stored["controls"]:

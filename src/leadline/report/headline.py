@@ -117,6 +117,8 @@ class Headline:
 def headline(result: Result) -> Headline:
     """The run in plain words, built from its Distance alone; of a behaviour without one, from its size curve."""
     said = _headline(result)
+    left_out: dict[str, str] = result.spec.get("extra", {}).get("not_measured", {})
+    said = replace(said, notes=(*said.notes, *(f"{family}: not measured. {why}." for family, why in left_out.items())))
     if result.spec.get("finished"):
         return said
     return replace(said, notes=("This run is not finished: its numbers may still change.", *said.notes))
