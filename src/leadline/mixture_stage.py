@@ -33,8 +33,6 @@ def anchors(work: Work) -> None:
         return
     prior, sizes = text_prior(work), work.spec.sizes_of(FAMILY)
     everywhere = places(Renderer(work.model, work.behaviour.slot), work.behaviour)
-    for size in sizes:
-        work.place(Cell("", FAMILY, size, -1, None), VocabMixture(size, work.priors.embedding))
     for task in work.tasks:
         for size in sizes[:1] if task.name else sizes:
             for seed in range(restarts(work.spec, FAMILY)):

@@ -61,8 +61,8 @@ class Work:
         for line in left_out_lines(self._left_out):
             reporter.note(line)
         for family in latent_families(self.spec):  # before anything is begun: a size may not fit
-            for size in self.spec.sizes_of(family) if family not in ANCHORED else ():
-                self.intervention(Cell("", family, size, 0, None))
+            for size in self.spec.sizes_of(family):
+                self.intervention(Cell("", family, size, -1, None))
         self.tasks = self._prepare()
         contexts = [c for task in self.tasks for split in SPLITS for c in task.contexts(split)]
         self.engine = Engine(model, shared_prefix(contexts))
@@ -126,8 +126,10 @@ class Work:
         return next(task for task in self.tasks if task.name == name)
 
     def intervention(self, cell: Cell) -> Intervention:
-        """What a cell trains."""
+        """What a cell trains, or for seed -1 what draws of the prior are."""
         if cell.part not in self._interventions:
+            if cell.family in ANCHORED and cell.seed >= 0:
+                raise RuntimeError(f"nobody said where {cell.label} stands")
             self._interventions[cell.part] = make(cell.family, cell.size, self.priors, self.behaviour.num_conditions)
         return self._interventions[cell.part]
 

@@ -9,9 +9,13 @@ from leadline.interventions.prefix import Prefix
 from leadline.interventions.soft_prompt import SoftPrompt
 from leadline.interventions.soft_subspace import SoftSubspace
 from leadline.interventions.steering import Steering
+from leadline.interventions.vocab_mixture import VocabMixture
 from leadline.priors import Priors
 
-FAMILIES = ("soft_prompt", "soft_subspace", "steering", "prefix", "lora", "tinylora", "conditional_soft_prompt")
+FAMILIES = (
+    "soft_prompt", "vocab_mixture", "soft_subspace", "steering", "prefix", "lora", "tinylora",
+    "conditional_soft_prompt",
+)  # fmt: skip
 
 
 def make(family: str, size: int, priors: Priors, conditions: int = 0) -> Intervention:
@@ -19,6 +23,8 @@ def make(family: str, size: int, priors: Priors, conditions: int = 0) -> Interve
     match family:
         case "soft_prompt":
             return SoftPrompt(size, priors.embedding)
+        case "vocab_mixture":
+            return VocabMixture(size, priors.embedding)
         case "soft_subspace":
             return SoftSubspace(size, priors.embedding)
         case "steering":
