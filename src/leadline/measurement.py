@@ -21,6 +21,7 @@ from leadline import rows
 from leadline.behaviour import Behaviour
 from leadline.blind import blind_draws
 from leadline.checkpoint import Checkpoint
+from leadline.code_stage import write_codes
 from leadline.engine import Context
 from leadline.evaluation import in_s, score_latents, score_null
 from leadline.few_shot import few_shot
@@ -95,6 +96,7 @@ def measure(
         cells = rate_distortion(work)
         if wanted.scored == "exact":
             certify(work, cells)
+            write_codes(work, cells)
             blind_draws(work)
         for texts in (text_prompts, few_shot, prompt_edits):
             texts(work)

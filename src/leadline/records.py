@@ -2,7 +2,7 @@
 a run is worked on by one process at a time. Knows nothing of models or of what the numbers mean.
 
 Layout: `spec.json`, `items.json`, `events.jsonl`, `batches/HASH/checkpoint.safetensors`, `cells/KEY/{record.json,
-intervention.safetensors, samples.parquet}`, `points.parquet`, `report.html`.
+intervention.safetensors, samples.parquet}`, `codes/NAME.bin`, `points.parquet`, `report.html`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ RECIPE = 4  # raised when the same spec would no longer give the same numbers
 Arrays = dict[str, np.ndarray[Any, Any]]
 SEAL = "seal"  # the digest of a record's other fields, or of a file's arrays
 DATA = "data"  # where a record that is a list stands
-NAMES = {".lock", "spec.json", "items.json", "events.jsonl", "batches", "cells", "points.parquet", "report.html"}
+NAMES = {
+    ".lock", "spec.json", "items.json", "events.jsonl", "batches", "cells", "codes", "points.parquet", "report.html",
+}  # fmt: skip
 
 # points.parquet: one row a point, these columns in this order.
 POINTS: dict[str, Any] = {
@@ -145,6 +147,12 @@ class Run:
             self.write_arrays(f"cells/{key}/intervention.safetensors", arrays, {"format": "leadline", "key": key})
         self.write_json(f"cells/{key}/record.json", {"key": key, **record})
 
+    def write_code(self, name: str, file: bytes) -> None:
+        """Writes the file of a message, whole. The record that holds its hash is written after it."""
+        path = self.folder / "codes" / name
+        path.parent.mkdir(exist_ok=True)
+        whole_file(path, file)
+
     def write_points(self, keys: Iterable[str], chosen: Collection[str]) -> pl.DataFrame:
         """points.parquet from the records of these cells, in this order; rows of the `chosen` cells say so."""
         rows = [
@@ -182,7 +190,7 @@ def open_run(folder: Path) -> Run:
     except OSError as error:
         lock.close()
         raise _unwritable(folder, error) from error
-    for place in (folder, *folder.glob("cells/*"), *folder.glob("batches/*")):
+    for place in (folder, folder / "codes", *folder.glob("cells/*"), *folder.glob("batches/*")):
         for stale in place.glob(f".*{PARTIAL}"):
             stale.unlink()
     _mend_events(folder / "events.jsonl")
@@ -234,6 +242,16 @@ def read_record(folder: Path, name: str) -> dict[str, Any]:
     if record is None:
         raise damaged(folder / name)
     return record
+
+
+def read_code(folder: Path, key: str, told: dict[str, Any]) -> bytes:
+    """The file of a message, as the record `key` tells of it: its `file` and `sha256`. Raises UserError where it is
+    missing or another one."""
+    path = folder / "codes" / Path(told["file"]).name
+    if not path.is_file() or file_sha256(path) != told["sha256"]:
+        how = f"Delete the folder {folder / 'cells' / key}; the same `leadline measure` makes both again."
+        raise UserError("This message is not the one that the run wrote", str(path), how)
+    return path.read_bytes()
 
 
 def points_are_whole(folder: Path) -> bool:

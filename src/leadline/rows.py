@@ -17,6 +17,7 @@ from leadline.estimators.cond import cond
 from leadline.estimators.importance import importance
 from leadline.estimators.kl import kl
 from leadline.estimators.lower import lower
+from leadline.estimators.message import CODE_PRIOR, message_bound
 from leadline.estimators.monte_carlo import monte_carlo
 from leadline.estimators.prefill import prefill_bits
 from leadline.estimators.splitting import splitting
@@ -187,6 +188,20 @@ def split_point(about: Point, log2_masses: Sequence[float], particles: int) -> P
     outcome = "reached" if found.upper else "out of steps"
     return _row({**about, **_bound(found), "split": "test", "estimator": "SPLIT", "kind": "certified upper",
                  "p_draws": particles, "outcome": outcome})  # fmt: skip
+
+
+def code_point(
+    about: Point, threshold: float, message: bytes = b"", bits: Tensor | None = None, margins: Tensor | None = None
+) -> Point:
+    """CODE: a message, and what the point decoded from it costs and does on test items, both (items,). Without a
+    message none of its curve reached the threshold on validation items."""
+    row = {**about, "split": "test", "estimator": "CODE", "kind": "certified upper",
+           "prior": f"{CODE_PRIOR}, in coordinates of {about['prior']}"}  # fmt: skip
+    if bits is not None and margins is not None:
+        row |= _scores(bits[None], margins[None], threshold)
+        if in_s(margins[None], threshold).item():
+            row |= _bound(message_bound(message))
+    return _row(row)
 
 
 def _counts(about: Point, member: Tensor, parameters: Parameters) -> Point:

@@ -30,10 +30,12 @@ were made they need no Gaussian to fit S. It gives way to COND only where one of
 draws of COND do not know of: the reported one fails with probability delta (1 + P(that)) at most. IW weighs the draws
 of COND, and stands beside it in the list of all bounds.
 """
-COMPUTED = {"PREFILL": "spelling it out", "TEXT": "texts that work"}
+COMPUTED = {"PREFILL": "spelling it out", "TEXT": "texts that work", "CODE": "message, its size and step in it"}
 """Estimators that draw nothing, and what their bits were paid for."""
 PAYING = ("SPLIT", "COND", "KL", "TEXT", "MC", "PREFILL")
-"""All of them, in the order in which they are reported: what is computed comes before blind draws that hit."""
+"""All of them, in the order in which they are reported: what is computed comes before blind draws that hit. CODE is not
+among them: its bits are counted under another prior than the family's, and the smaller of the two would be neither.
+"""
 COMPONENT = "the text it stands around"
 """What is paid for one component of a mixture."""
 BOUNDING = (*PAYING, "LOWER")

@@ -27,6 +27,8 @@ MAX_COORDINATES = 2**20
 
 EXPONENTS = range(-2, 9)
 """Steps of a point are 2^-exponent standard deviations of the prior: 4 down to 1/256."""
+TRIED = range(-2, 5)
+"""Exponents that a measurement tries, fixed for all behaviours: steps of 4 down to 1/16."""
 REACH = 32
 """Standard deviations of the prior beyond which no coordinate of a point may lie."""
 
