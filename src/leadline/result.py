@@ -159,6 +159,26 @@ class Result:
             return _null_distance(rows.filter(pl.col("split") == "test"), self.threshold)
         return self._distance(str(name), rows)
 
+    def message(self, family: str) -> Distance | None:
+        """The shortest message that is a solution of `family`, beside the controls' own: an upper bound under the
+        code's prior, which is another number than `distance` and enters no choice among bounds. None without one.
+
+        How many coordinates it has, and so which size, is in the message, so that the choice of a size is paid; the
+        choice of a step too. Nothing is sampled: no error probability is shared out among messages.
+        """
+        rows = self._subject("").filter(pl.col("family") == family, pl.col("estimator") == "CODE")
+        found = sorted(
+            (SizeBounds(row["size"], 1.0, row["upper_bits"], row, None, row)
+             for row in rows.drop_nulls("upper_bits").to_dicts()),
+            key=lambda bounds: bounds.order,
+        )  # fmt: skip
+        if not found or found[0].row is None:
+            return None
+        prior, size = str(found[0].row["prior"]), found[0].size
+        upper = upper_bits(found[0].row, 1.0, prior)
+        told = Distance(upper, None, None, family, prior, size, **self._compared(family, found, size))
+        return replace(told, sentence=_sentence(told, size, None))
+
     def cheapest(self) -> Frontier:
         """All families together and the cheapest of them by name; one that costs more than another is dominated."""
         distances = {family: self.distance(family=family) for family in self.families}
