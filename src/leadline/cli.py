@@ -182,6 +182,7 @@ app.command(commands.compare, help_epilogue="Example: leadline compare runs/ONE 
 app.command(commands.suite, help_epilogue=commands.SUITE_EXAMPLES)
 app.command(commands.try_, name="try", help_epilogue='Example: leadline try runs/NAME "What is the capital of France?"')
 app.command(commands.score, help_epilogue="Example: leadline score runs/NAME --model organism:tiny --temperature 0.7")
+app.command(commands.decode, help_epilogue="Example: leadline decode runs/NAME")
 app.command(commands.export, help_epilogue="Example: leadline export runs/NAME --format peft")
 app.command(commands.list_, name="list", help_epilogue="Example: leadline list behaviours")
 app.command(commands.doctor, help_epilogue="Example: leadline doctor --self-test")

@@ -175,6 +175,33 @@ def score(
     print_table(Console(), f"{found[0].items} test items", {**columns}, rows)
 
 
+def decode(run: Path, /) -> None:
+    """The messages of a run, decoded from their bytes and scored again. Exit code 1 where bits or a score differ.
+
+    Parameters
+    ----------
+    run
+        Run directory.
+    """
+    from leadline.decoded import decoded
+    from leadline.report.columns import print_table
+
+    columns: dict[str, JustifyMethod] = {
+        "file": "left", "bytes": "right", "bits": "right", "numbers": "right", "step": "right", "score": "right",
+        "again": "left",
+    }  # fmt: skip
+    found = decoded(run)
+    rows = [
+        (line.file, str(line.num_bytes), str(8 * line.num_bytes), str(line.coordinates), f"{line.step:g}",
+         f"{line.score:.3f}", "the same" if line.holds else f"DIFFERS: {line.recorded:.3f} then" if line.same_bits
+         else "OTHER BITS")
+        for line in found
+    ]  # fmt: skip
+    print_table(Console(), "messages decoded and scored on the test items", {**columns}, rows)
+    if not all(line.holds for line in found):
+        sys.exit(1)
+
+
 def export(
     run: Path,
     /,

@@ -1,0 +1,105 @@
+"""`leadline decode`: the messages of a run, decoded from their bytes and scored again, as any process can.
+
+Of what the run found only the bytes are used: neither its trained parameters nor its cells. The run's records say which
+family a file is of, on which items it was scored and what was found, which is held against what is found here. It does
+not train, nor trust: other bits, or another score, are told.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from leadline.behaviour import Behaviour
+from leadline.code_stage import digest_of, point_in, score_point
+from leadline.coder import CHECK_BYTES
+from leadline.engine import Engine, shared_prefix
+from leadline.interventions import make
+from leadline.items import SPLITS, from_json
+from leadline.model import FrozenModel, load
+from leadline.objective import objective_for
+from leadline.priors import Priors
+from leadline.probe import recorded
+from leadline.records import damaged, read_code, read_record, stored_tasks
+from leadline.result import Result
+from leadline.scoring import hits
+from leadline.spec import UserError
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One file. who: the control's name, "" for the behaviour;  num_bytes: of the message, without the file's check;
+    step: in standard deviations of the prior;  score, recorded: share of test items that are replied exactly, here and
+    in the run;  same_bits: whether the coordinates are the run's, bit for bit"""
+
+    who: str
+    family: str
+    size: int
+    file: str
+    num_bytes: int
+    coordinates: int
+    step: float
+    score: float
+    recorded: float
+    same_bits: bool
+
+    @property
+    def holds(self) -> bool:
+        """Whether this process finds what the run did."""
+        return self.same_bits and self.score == self.recorded
+
+
+def decoded(run: Path) -> list[Decoded]:
+    """Every message of a run, decoded and scored on the run's test items, on as many threads as this process has.
+
+    Raises UserError where the run has none, a file or record is damaged, or the model is another one now.
+    """
+    result = Result.load(run)
+    found = result.points.filter(estimator="CODE").drop_nulls("upper_bits").to_dicts()
+    if not found:
+        raise UserError("This run has no messages", str(run), "Let `leadline measure` finish, or look at its outcomes.")
+    model, tasks = _model(run, result), {task.name: task for task in from_json(stored_tasks(run))}
+    shared = shared_prefix([context for task in tasks.values() for split in SPLITS for context in task.contexts(split)])
+    objective, priors = objective_for(Engine(model, shared)), Priors(model)
+    conditions = Behaviour.model_validate(result.spec["behaviour_spec"]).num_conditions
+    lines = []
+    for row in found:
+        told = _told(run, row["key"])
+        file = read_code(run, row["key"], told)
+        try:
+            point = point_in(file)
+            intervention = make(row["family"], row["size"], priors, conditions)
+            _, margins = score_point(objective, tasks[row["control"]].contexts("test"), intervention, point)
+        except (ValueError, KeyError) as error:
+            raise UserError(f"This message cannot be used: {error}", told["file"], "Measure again.") from error
+        score, same = float(hits(margins).double().mean()), digest_of(point) == told["z_sha256"]
+        lines.append(Decoded(
+            row["control"], row["family"], row["size"], told["file"], len(file) - CHECK_BYTES, point.integers.size,
+            2.0**-point.exponent, score, row["score"], same,
+        ))  # fmt: skip
+    return lines
+
+
+def _told(run: Path, key: str) -> dict[str, Any]:
+    """What the record of a message tells of its file."""
+    told = read_record(run, f"cells/{key}/record.json").get("code")
+    if not isinstance(told, dict):
+        raise damaged(run / "cells" / key / "record.json")
+    return told
+
+
+def _model(run: Path, result: Result) -> FrozenModel:
+    """The run's model in its dtype and attention. Raises UserError where its weights are others now."""
+    try:
+        name, provenance = str(result.spec["spec"]["model"]), result.spec["provenance"]
+        wanted = provenance["model_hash"]
+    except KeyError as error:
+        raise damaged(run / "spec.json") from error
+    began = recorded(provenance)
+    model = load(name, replace(began, threads=torch.get_num_threads()) if began else "auto")
+    if model.weight_hash != wanted:
+        raise UserError("The model's weights are not those of the run", str(run), "Measure again.")
+    return model
