@@ -138,7 +138,11 @@ def test_the_outline_is_never_exceeded_by_the_rounds(monkeypatch, rounds, exact)
 
 def test_the_outline_counts_all_stages():
     lines = outline(RunSpec(), ["", "matched-0", "uniform-0"])
-    assert len(lines) == 7
+    assert len(lines) == 8
+    # two solutions at seven steps on validation items, and one message on test items
+    assert lines[-2].scored == 4 * 40 * (2 * 7 + 1), (
+        "two solutions at seven steps on validation items, one on test items"
+    )
     assert len(outline(RunSpec(), ["", "permuted-0"], exact=False)) == 4, "no threshold, nothing to certify"
     assert lines[1].passes == 4 * 16 * BUDGETS["default"].gradient_steps
     # draws that never hit are dropped after 5 of 40 items, and 4 pairs stand beside each of them

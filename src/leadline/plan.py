@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from leadline.estimators.lower import PAIRS
+from leadline.estimators.message import TRIED
 from leadline.scoring import needed
 from leadline.spec import ANCHORED, TEXTS, RunSpec, Scale
 
@@ -319,6 +320,7 @@ def outline(spec: RunSpec, tasks: Sequence[str], exact: bool = True) -> list[Lin
     certifying = [
         Line("choice on validation items", len(curves), 0, len(curves) * compared),
         Line(f"certified upper bounds, {spec.draws} draws", len(curves), 0, len(curves) * certified),
+        Line("solutions as messages", len(curves), 0, len(curves) * (2 * len(TRIED) + 1) * items),
         Line(f"certified lower bound, {spec.prior_draws} draws", len(own), 0, blind),
     ]  # fmt: skip
     texts = [line for family in spec.family if family in TEXTS for line in _texts(spec, family, len(tasks), exact)]
