@@ -26,6 +26,7 @@ from leadline.interventions.base import Intervention
 from leadline.objective import Objective
 from leadline.plan import Cell, gradient_cells
 from leadline.records import read_code
+from leadline.spec import ANCHORED
 from leadline.work import Work
 
 
@@ -33,6 +34,8 @@ def write_codes(work: Work, cells: Sequence[Cell]) -> None:
     """A message for the behaviour at each size and for controls at theirs. cells: those with a beta, of `certify`"""
     trained = [*gradient_cells(work.spec, [task.name for task in work.tasks]), *cells]
     for curve in dict.fromkeys(cell.curve for cell in trained):
+        if curve[1] in ANCHORED:  # coordinates around a text do not say which text
+            continue
         key = work.key("code", *map(str, curve))
         if not work.done(key):
             work.reporter.stage(f"as a message: {curve[0] or 'the behaviour'}, {curve[1]} {curve[2]}")
