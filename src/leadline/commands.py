@@ -24,6 +24,14 @@ Exit codes: 0 done and every gate passed, 1 a run failed, 2 the file or a run is
 refused, 3 a gate fails (before all others), 4 a gate says not broken.
 """
 
+FRAGILITY_EXAMPLES = """Examples:
+
+  leadline fragility runs/NAME
+  leadline fragility runs/NAME --size 1 --paraphrases other-words.jsonl
+
+A line of the file: {"prompt": "What is love?", "paraphrase": "Define love."}
+"""
+
 
 def show(run: Path, /) -> None:
     """The numbers of a run in the terminal.
@@ -173,6 +181,45 @@ def score(
         for line in found
     ]  # fmt: skip
     print_table(Console(), f"{found[0].items} test items", {**columns}, rows)
+
+
+def fragility(
+    run: Path,
+    /,
+    *,
+    draws: int = 64,
+    family: str | None = None,
+    size: int | None = None,
+    paraphrases: Path | None = None,
+) -> None:
+    """How little it takes to break the solutions that a run found: noise, rounding, sampling, slope and curvature.
+
+    Every solution in numbers of the finished run, those of the controls beside them; written to RUN/fragility.json.
+
+    Parameters
+    ----------
+    run
+        Run directory.
+    draws
+        Directions of noise and probes of the Hessian for each solution, at least 40.
+    family
+        Only this family; by default all of the run that have numbers.
+    size
+        Only this size; by default all.
+    paraphrases
+        A JSONL file with "prompt", a test context of the run, and "paraphrase", the same in other words.
+    """
+    console = Console(stderr=True)
+    console.print("Starting torch and transformers ...", highlight=False)
+    from leadline.fragility_run import run_fragility
+    from leadline.progress import RichReporter
+    from leadline.report import write_page
+    from leadline.report.fragility import print_fragility
+
+    with closing(RichReporter(console)) as reporter:
+        record = run_fragility(run, reporter, draws, size, family, paraphrases)
+    print_fragility(record, Console())
+    print(f"\npage: {write_page(run)}")
 
 
 def decode(run: Path, /) -> None:

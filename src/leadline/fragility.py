@@ -139,7 +139,7 @@ def fragility(
     score:  likewise -> (draws,) score in [0, 1] on fixed items; z is a solution if its score reaches `threshold`
     labels: all randomness hashes them and nothing else (`priors.normal`)
     draws, probes, batch: directions of noise; Hutchinson's probes; latents handed to a closure at once
-    Calls: at most 23 draws + 22 scores, 5 draws + 1 losses with gradient, probes + 40 products with the Hessian.
+    Calls: at most 23 draws + 23 scores, 5 draws + 1 losses with gradient, probes + 40 products with the Hessian.
     """
     directions = normal((draws, *z.shape), "fragility noise", *labels).to(z)
     signs = torch.randint(0, 2, (probes, *z.shape), generator=generator("fragility probes", *labels)).to(z) * 2 - 1
@@ -200,6 +200,8 @@ def precision(z: Tensor, score: Score, threshold: float, batch: int) -> Measured
     """The fewest bits k of PRECISIONS such that z rounded to multiples of 2^-k of the prior's scale reaches the
     threshold, and so does every finer rounding tried. A coarser one that passes by luck does not count. Exact."""
     unit = "bits after the binary point, a coordinate"
+    if not _reaches(z[None], score, threshold, 1)[0]:
+        return Measured(None, math.nan, math.nan, "exact", unit, "z misses the threshold")
     rounded = torch.stack([torch.round(z.double() * 2.0**bits) / 2.0**bits for bits in PRECISIONS]).to(z)
     passed = _reaches(rounded, score, threshold, batch).tolist()
     if not passed[-1]:

@@ -92,20 +92,12 @@ def find(run: Path, size: int | None = None, family: str | None = None) -> Solut
     """
     result = Result.load(run)
     row = _row(run, result, size, family)
-    try:
-        behaviour = Behaviour.model_validate(result.spec["behaviour_spec"])
-        name, provenance = str(result.spec["spec"]["model"]), result.spec["provenance"]
-        wanted_hash = provenance["model_hash"]
-    except (KeyError, ValidationError) as error:
-        raise damaged(run / "spec.json") from error
     if row["family"] in CONDITIONED:
         how = "Read the samples in the run's cells, or measure soft_prompt."
         raise UserError("This solution needs the conditions of a context, and a text has none", str(run), how)
     found, _ = read_arrays(run / "cells" / row["key"] / "intervention.safetensors")
     main = from_json(stored_tasks(run))[0]
-    model = load(name, recorded(provenance) or "auto")
-    if model.weight_hash != wanted_hash:
-        raise UserError("The model's weights are not those of the run", str(run), "Measure again.")
+    model, behaviour = subject(run, result)
     text = None
     with torch.no_grad():
         if "tokens" in found:  # of a text
@@ -116,6 +108,21 @@ def find(run: Path, size: int | None = None, family: str | None = None) -> Solut
             written = edit([_intervention(run, row, model)], [latents])
     contexts = tuple(context for split in SPLITS for context in main.contexts(split))
     return Solution(model, behaviour, row["family"], row["size"], row["key"], written, contexts, text)
+
+
+def subject(run: Path, result: Result) -> tuple[FrozenModel, Behaviour]:
+    """The model of a run as it was run, and the behaviour. Raises UserError where spec.json lacks them, or the model is
+    another one now."""
+    try:
+        behaviour = Behaviour.model_validate(result.spec["behaviour_spec"])
+        name, provenance = str(result.spec["spec"]["model"]), result.spec["provenance"]
+        wanted_hash = provenance["model_hash"]
+    except (KeyError, ValidationError) as error:
+        raise damaged(run / "spec.json") from error
+    model = load(name, recorded(provenance) or "auto")
+    if model.weight_hash != wanted_hash:
+        raise UserError("The model's weights are not those of the run", str(run), "Measure again.")
+    return model, behaviour
 
 
 def _intervention(run: Path, row: dict[str, Any], model: FrozenModel) -> Intervention:

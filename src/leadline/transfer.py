@@ -7,19 +7,19 @@ intervals, with and without the solution.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from leadline.edits import Edit, EmbeddingEdit, KeyValueEdit, ResidualEdit, WeightEdit, no_edit
-from leadline.engine import Context, Engine, shared_prefix
+from leadline.engine import Engine, shared_prefix
 from leadline.information import Floats, student_interval, wilson_interval
 from leadline.interventions.text_prompt import TextPrompt
 from leadline.items import SPLITS, Item, prepare
 from leadline.model import FrozenModel, load
 from leadline.objective import objective_for
-from leadline.places import sources
+from leadline.paraphrases import check_rewordable, put_otherwise
 from leadline.result import Result
 from leadline.slot import Renderer
 from leadline.solution import Solution, find
@@ -123,12 +123,9 @@ def _scored(what: str, right: Floats, bits: Floats) -> Scored:
 
 def _reworded(solution: Solution, items: Sequence[Item]) -> list[Item]:
     """Each test item's question in one of the forms of REWORDED, in turn."""
-    if any(not isinstance(source, str) for source in sources(solution.behaviour)):
-        raise UserError("Contexts of several turns cannot be reworded", "--reworded", "Leave it out.")
-    renderer, form = Renderer(solution.model, solution.behaviour.slot), solution.behaviour.format
-    found = []
-    for number, item in enumerate(items):
-        text = REWORDED[number % len(REWORDED)].format(item.prompt)
-        context = Context(*renderer.user(text, form), item.context.target, item.context.conditions)
-        found.append(replace(item, prompt=text, context=context))
-    return found
+    check_rewordable(solution.behaviour, "--reworded")
+    renderer = Renderer(solution.model, solution.behaviour.slot)
+    return [
+        put_otherwise(renderer, solution.behaviour, item, REWORDED[number % len(REWORDED)].format(item.prompt))
+        for number, item in enumerate(items)
+    ]

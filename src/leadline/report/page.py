@@ -19,6 +19,7 @@ from markupsafe import Markup
 from leadline.cache import whole_file
 from leadline.information import at_least, at_most
 from leadline.report import figures
+from leadline.report.fragility import READING, read_fragility, sections
 from leadline.report.headline import Subject, behaviour_label, controls_of, distance_of, headline, subjects
 from leadline.report.rendering import PALETTE, dressed, themed_svg
 from leadline.report.replies import REPLIES_A_CELL, reply_cells
@@ -127,6 +128,7 @@ def _run_context(folder: Path, result: Result, place: int) -> dict[str, Any]:
         "threshold": f"{result.threshold:g}",
         "sizes": size_rows(result),
         "thresholds": threshold_rows(result),
+        "fragility": _fragility(folder, result),
         "luck": luck_words(result),
         "outcomes": outcome_rows(result.points),
         "cost": cost_words(result.points),
@@ -134,6 +136,15 @@ def _run_context(folder: Path, result: Result, place: int) -> dict[str, Any]:
         "cells": reply_cells(folder, result),
         "provenance": _provenance(spec),
     }
+
+
+def _fragility(folder: Path, result: Result) -> dict[str, Any] | None:
+    """What the solutions bear, where `leadline fragility` has told."""
+    record = read_fragility(folder, result)
+    if record is None:
+        return None
+    told = {name: record[name] for name in ("confidence", "loss_items", "test_items", "paraphrases")}
+    return {**told, "sections": sections(record), "reading": READING}
 
 
 def _readings(result: Result) -> list[dict[str, str]]:
