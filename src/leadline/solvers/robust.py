@@ -3,6 +3,12 @@
 For training alone. Draws that anything is scored by come from `inner`: noise or dropout on top of them would be
 another q than the one whose KL is quoted. None of these is part of the price of q.
 
+Use from Python, each around another; `measure` trains without them:
+
+    solver = Noise(VocabularyPull(Gradient(0.14), strength=0.01, table=table), scale=0.1)
+    row = Row("flat", intervention, solver, seed=0, draws=8)
+    state = train([row], adversarial(loss, radius=0.5), steps, begin([row], [None], device))
+
 Randomness. `draw` is given standard normal noise that is a pure function of the row and the step (`base.train`). Noise
 and Dropout seed a generator with its first numbers and their own name: what they add is then a function of row and step
 as well, so a batch that goes on from a checkpoint ends in the same numbers, and nothing has to be stored or counted.
