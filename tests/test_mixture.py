@@ -89,7 +89,7 @@ def test_a_ratio_to_one_component_is_never_below_the_ratio_to_the_mixture(model)
     shares = -TextPrior(model, ()).surprisal_bits(torch.tensor(words))
     middles = model.embed(torch.tensor(words)).double().flatten(1)
     bits = float(TextPrior(model, ()).surprisal_bits(torch.tensor([[4, 9]])))
-    component = around(model, priors, (4, 9), bits)
+    component = around(priors, (4, 9), bits)
     shape = component.shape
     parameters = {"mean": 0.7 * normal(shape, "mean"), "log_scale": -0.3 * normal(shape, "width").abs()}
     latents = parameters["mean"] + parameters["log_scale"].exp() * normal((64, *shape), "draws")

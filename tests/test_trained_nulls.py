@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 import scipy.stats
 
-from leadline import few_shot, plan, spec
+from leadline import plan, spec
 from leadline.selftest import trained_nulls
 from leadline.selftest.trained_nulls import ITEMS, LABELS, SIZES, Verdict, better_than_chance, measured, null
 
@@ -55,7 +55,7 @@ def test_each_of_the_three_reasons_is_enough(why):
 
 
 def test_small_budgets_are_taken_back():
-    before = [dict(table) for table in (spec.DEFAULT_SIZES, plan.BUDGETS, plan.TEXT_BUDGETS, few_shot.DRAWS)]
+    before = [dict(table) for table in (spec.DEFAULT_SIZES, plan.BUDGETS, plan.TEXT_BUDGETS)]
     with trained_nulls.small_budgets():
         assert spec.DEFAULT_SIZES["prefix"] == SIZES["prefix"]
-    assert before == [dict(table) for table in (spec.DEFAULT_SIZES, plan.BUDGETS, plan.TEXT_BUDGETS, few_shot.DRAWS)]
+    assert before == [dict(table) for table in (spec.DEFAULT_SIZES, plan.BUDGETS, plan.TEXT_BUDGETS)]

@@ -24,7 +24,7 @@ from leadline.engine import Context, Engine, shared_prefix
 from leadline.evaluation import score_draws, score_latents
 from leadline.fragility import LANCZOS_STEPS, Fragility, Measured, fragility
 from leadline.information import CONFIDENCE, Floats, student_interval, wilson_interval
-from leadline.interventions import FAMILIES, make
+from leadline.interventions import FAMILIES
 from leadline.interventions.base import Intervention, edit
 from leadline.items import SPLITS, Task, from_json
 from leadline.model import FrozenModel
@@ -36,7 +36,7 @@ from leadline.probe import Compute
 from leadline.progress import Reporter
 from leadline.records import open_run, read_arrays, stored_tasks
 from leadline.result import Result
-from leadline.solution import subject
+from leadline.solution import subject, trained_intervention
 from leadline.spec import CONDITIONED, UserError
 from leadline.streams import last_token_streams
 
@@ -332,7 +332,7 @@ def _rows(run: Path, result: Result, size: int | None, family: str | None) -> li
 
 def _point(run: Path, setting: Setting, row: dict[str, Any], task: Task) -> Point:
     arrays, _ = read_arrays(run / "cells" / row["key"] / "intervention.safetensors")
-    intervention = make(row["family"], row["size"], setting.priors, setting.behaviour.num_conditions)
+    intervention = trained_intervention(run, row, setting.priors, setting.behaviour.num_conditions)
     return Point(row, task, intervention, torch.from_numpy(arrays["mean"].copy()).to(setting.model.device))
 
 

@@ -56,7 +56,7 @@ def _component(work: Work, cell: Cell, prior: TextPrior, everywhere: Sequence[Pl
     record = work.run.cell(key) or {}
     told = {name: record[name] for name in ("tokens", "bits", "string")}
     work.extra.setdefault("anchors", {})[anchor_name(cell.task, cell.size, cell.seed)] = told
-    return around(work.model, work.priors, record["tokens"], float(record["bits"]))
+    return around(work.priors, record["tokens"], float(record["bits"]))
 
 
 def mixture_draws(work: Work, size: int, count: int, *labels: object) -> Tensor:

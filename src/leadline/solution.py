@@ -105,7 +105,7 @@ def find(run: Path, size: int | None = None, family: str | None = None) -> Solut
             written: Edit = TextPrompt(model, []).edit(torch.from_numpy(found["tokens"].copy())[None])
         else:
             latents = torch.from_numpy(found["mean"].copy())[None].to(model.device)
-            written = edit([_intervention(run, row, model)], [latents])
+            written = edit([trained_intervention(run, row, Priors(model))], [latents])
     contexts = tuple(context for split in SPLITS for context in main.contexts(split))
     return Solution(model, behaviour, row["family"], row["size"], row["key"], written, contexts, text)
 
@@ -125,13 +125,13 @@ def subject(run: Path, result: Result) -> tuple[FrozenModel, Behaviour]:
     return model, behaviour
 
 
-def _intervention(run: Path, row: dict[str, Any], model: FrozenModel) -> Intervention:
-    """The intervention that a row's cell trained."""
+def trained_intervention(run: Path, row: dict[str, Any], priors: Priors, conditions: int = 0) -> Intervention:
+    """The intervention that a row's cell trained, for a behaviour of so many conditions."""
     if row["family"] not in ANCHORED:
-        return make(row["family"], row["size"], Priors(model))
+        return make(row["family"], row["size"], priors, conditions)
     try:
         anchor = read_spec(run)["extra"]["anchors"][anchor_name(row["control"], row["size"], row["seed"])]
-        return around(model, Priors(model), anchor["tokens"], float(anchor["bits"]))
+        return around(priors, anchor["tokens"], float(anchor["bits"]))
     except (KeyError, TypeError, ValueError) as error:
         how = "Let `leadline measure` finish first."
         raise UserError("The text that this solution stands around is not on record", str(run), how) from error

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from leadline.edits import EmbeddingEdit
 from leadline.interventions.base import Intervention
-from leadline.model import FrozenModel
 from leadline.priors import EmbeddingPrior, Priors
 
 FAMILY = "vocab_mixture"
@@ -53,9 +52,9 @@ class VocabMixture(Intervention):
         return embeddings.float() + self._scale * noise
 
 
-def around(model: FrozenModel, priors: Priors, tokens: Sequence[int], bits: float) -> VocabMixture:
+def around(priors: Priors, tokens: Sequence[int], bits: float) -> VocabMixture:
     """The component around the text of these tokens, of that surprisal."""
-    embeddings = model.embed(torch.tensor([tokens], device=model.device))[0]
+    embeddings = priors.model.embed(torch.tensor([tokens], device=priors.model.device))[0]
     return VocabMixture(len(tokens), priors.embedding, embeddings, bits)
 
 

@@ -33,7 +33,7 @@ from unittest import mock
 import polars as pl
 import scipy.stats  # type: ignore[import-untyped]
 
-from leadline import few_shot, plan, spec
+from leadline import plan, spec
 from leadline.behaviour import Behaviour, Reply
 from leadline.information import surprisal
 from leadline.measurement import measure
@@ -50,11 +50,11 @@ GUESSING_BITS = surprisal(float(scipy.stats.binom.sf(needed(TAU, ITEMS) - 1, ITE
 RECIPE = TinyRecipe(steps=500, width=48, layers=2, inner=96)
 """organism:tiny made small: a step takes milliseconds."""
 SIZES = {
-    "soft_prompt": (4, 32), "soft_subspace": (16, 48), "steering": (1,), "prefix": (8,), "lora": (4,),
-    "tinylora": (16, 256), "text_prompt": (8,), "few_shot": (2, 6),
+    "soft_prompt": (4, 32), "soft_subspace": (16, 48), "vocab_mixture": (8,), "steering": (1,), "prefix": (8,),
+    "lora": (4,), "tinylora": (16, 256), "text_prompt": (8,), "few_shot": (2, 6),
 }  # fmt: skip
 BUDGET = Budget(240, 40, 20, 1, 8, 1, 8, 512, 16, 1, 2, 12)
-TEXT_BUDGET = TextBudget(8, 12, 16, 8, 8, 8)
+TEXT_BUDGET = TextBudget(8, 12, 16, 8, 8, 8, 8)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,6 @@ def small_budgets() -> Iterator[None]:
     """Within the block `--scale ci` and the default sizes are those of this file."""
     tables: tuple[tuple[Any, dict[Any, Any]], ...] = (
         (spec.DEFAULT_SIZES, SIZES), (plan.BUDGETS, {"ci": BUDGET}), (plan.TEXT_BUDGETS, {"ci": TEXT_BUDGET}),
-        (few_shot.DRAWS, {"ci": 8}),
     )  # fmt: skip
     with ExitStack() as stack:
         for table, changed in tables:
