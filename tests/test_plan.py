@@ -159,15 +159,21 @@ def test_the_outline_counts_all_stages():
 
 def test_the_outline_counts_demonstrations_and_edits():
     tasks = ["", "matched-0"]
-    (few,) = outline(RunSpec(family="few_shot", sizes="1,3", seeds=2), tasks)[7:]
+    (few,) = outline(RunSpec(family="few_shot", sizes="1,3", seeds=2), tasks)[8:]
     # 32 texts on 8 items, then on 40; the nearest on two splits; 32 on test items and of the behaviour on 40 more
     own, control = 2 * (32 * 8 + 32 * 40 + 80 + 2 * 32 * 40) + 40, 2 * (32 * 8 + 32 * 40 + 80 + 32 * 40) + 40
     assert (few.batches, few.passes) == (6, 0)
     assert few.scored == (2 + 4) * own + 2 * control, "with its k demonstrations a sequence is 1 + k as long"
-    edits, blind = outline(RunSpec(family="prompt_edits", sizes="1,2"), tasks)[7:]
+    edits, blind = outline(RunSpec(family="prompt_edits", sizes="1,2"), tasks)[8:]
     a_search = 8 * (16 + 32 * 32) + 32 * 40 + 80 + 40
     assert edits.scored == 3 * a_search + (2 + 2 + 1) * 32 * 40 + 2 * 2 * 40, "the unedited prompt on two splits"
     assert (edits.batches, edits.passes, blind.scored) == (3, 3 * 32 * 8, 2 * 512 * 5)
+
+
+def test_the_outline_counts_the_texts_that_mixtures_stand_around():
+    line = outline(RunSpec(family="vocab_mixture", sizes="4,8", seeds=3), ["", "matched-0"])[0]
+    assert line.batches == 3 * 3 * 2, "three curves, three restarts, two texts each"
+    assert (line.passes, line.scored) == (18 * 32 * 8, 18 * 8 * (16 + 32 * 32))
 
 
 def test_the_outline_counts_particles_as_splitting_does():
@@ -189,5 +195,5 @@ def test_the_outline_counts_particles_as_splitting_does():
     line = outline(spec, [""])[-1]
     assert line.scored == 2 * (budget.runs + 1) * rows * 10
     assert line.batches == 2 * (budget.runs + 1)
-    assert len(outline(spec.model_copy(update={"scale": "default"}), [""])) == 7, "no particles there"
+    assert len(outline(spec.model_copy(update={"scale": "default"}), [""])) == 8, "no particles there"
     assert len(outline(spec, [""], exact=False)) == 4

@@ -324,7 +324,20 @@ def outline(spec: RunSpec, tasks: Sequence[str], exact: bool = True) -> list[Lin
         Line(f"certified lower bound, {spec.prior_draws} draws", len(own), 0, blind),
     ]  # fmt: skip
     texts = [line for family in spec.family if family in TEXTS for line in _texts(spec, family, len(tasks), exact)]
-    return [*training, *([*certifying, *_splitting(spec)] if exact else []), *texts]
+    return [*_anchors(spec, len(tasks)), *training, *([*certifying, *_splitting(spec)] if exact else []), *texts]
+
+
+def _anchors(spec: RunSpec, tasks: int) -> list[Line]:
+    """The searches for the texts that restarts stand around. One of two is that of `text_prompt` of the same size."""
+    found = []
+    for family in spec.family:
+        if family in ANCHORED:
+            budget, curves = TEXT_BUDGETS[spec.scale], len(spec.sizes_of(family)) + tasks - 1
+            searches = curves * restarts(spec, family)
+            tried = budget.contexts * (budget.drawn + budget.steps * budget.candidates)
+            passes = searches * budget.steps * budget.contexts
+            found.append(Line("search for texts to stand around", searches, passes, searches * tried))
+    return found
 
 
 def _splitting(spec: RunSpec) -> list[Line]:
