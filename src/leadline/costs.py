@@ -15,6 +15,7 @@ from leadline.items import sample_contexts
 from leadline.model import FrozenModel
 from leadline.plan import BUDGETS, outline
 from leadline.priors import Priors
+from leadline.rewarded import SAMPLES
 from leadline.spec import RunSpec
 
 # Of the batch that is timed: enough sequences to fill the processor, few enough to be done in a second or two.
@@ -27,10 +28,14 @@ def plan_lines(spec: RunSpec, behaviour: Behaviour, model: FrozenModel) -> list[
     spec, left_out = carried(model, behaviour, spec, Priors(model))
     labels = behaviour.reply.texts is not None and relabels(behaviour.reply.texts)
     kinds = CONTROL_KINDS if behaviour.constant else ("relabelled" if labels else "permuted",)
+    kinds = ("hashed",) if behaviour.reward is not None else kinds
     tasks = ["", *(f"{kinds[n % len(kinds)]}-{n // len(kinds)}" for n in range(spec.controls))]
     train, score = _seconds_a_sequence(model, behaviour, spec)
+    if behaviour.reward is not None:  # a reply is written token by token, a pass each
+        score *= behaviour.reward.tokens
+        train = SAMPLES * (train + score)
     lines, total = [], 0.0
-    for line in outline(spec, tasks, exact=behaviour.scored == "exact"):
+    for line in outline(spec, tasks, exact=behaviour.scored != "loss"):
         seconds = line.passes * train + line.scored * score
         total += seconds
         lines.append(f"  {line.what:<41}{line.batches:>8}{line.passes:>9}{line.scored:>9}{seconds / 60:>9.1f}")

@@ -22,7 +22,7 @@ from leadline.objective import CHUNK_ROWS
 from leadline.places import AROUND_TOKENS, check_demonstrations, deployed_prompt, places, sources
 from leadline.priors import generator, seed_of
 from leadline.slot import Renderer
-from leadline.spec import SIZED_IN_TOKENS, RunSpec, UserError
+from leadline.spec import SIZED_IN_TOKENS, TEXTS, RunSpec, UserError
 from leadline.styles import STYLES, as_json
 
 SPLITS = ("test", "validation", "confirm", "train")
@@ -76,6 +76,8 @@ def prepare(
     end = (model.end_of_reply,) if behaviour.ends else ()
     room = _room(model, behaviour, spec, befores, _reply_tokens(renderer, behaviour, texts))
     replies, rendered = _replies(model, behaviour, renderer, texts, befores, progress)
+    if behaviour.reward is not None:
+        return _rewarded(behaviour, spec, texts, rendered)
     # A style has no target where the model's own reply was cut short before it could tell.
     kept = [place for place, reply in enumerate(replies) if reply]
     _need(len(kept), len(replies), behaviour, spec)
@@ -115,6 +117,22 @@ def prepare(
         alike = sum(one.kind == found for one in controls)
         controls.append(task(f"{found}-{alike}", found, made[-1]))
     return [main, *controls]
+
+
+def _rewarded(behaviour: Behaviour, spec: RunSpec, texts: Sequence[str], rendered: Sequence[Around]) -> list[Task]:
+    """Items without a target: what a control rewards is no part of its items. Raises UserError for families of texts,
+    whose search reads the target's loss."""
+    if refused := [family for family in spec.family if family in TEXTS]:
+        what = f"A search for texts needs the loss of a target, and a reward gives none (family {refused[0]})"
+        raise UserError(what, f"behaviour {behaviour.name}", "Measure it in a family of latents, such as soft_prompt.")
+    _need(len(texts), len(texts), behaviour, spec)
+    known = _standardised(behaviour, len(texts))
+    items = {
+        split: tuple(Item(texts[i], "", Context(*rendered[i], (), known[i])) for i in indices)
+        for split, indices in _split(len(texts), spec).items()
+    }
+    names = ["", *(f"hashed-{number}" for number in range(spec.controls))]
+    return [Task(name, "hashed" if name else "", None, items) for name in names]
 
 
 def sample_contexts(model: FrozenModel, behaviour: Behaviour, spec: RunSpec, count: int) -> list[Context]:
@@ -273,6 +291,8 @@ def _replies(
         return [renderer.reply(text) for text in words], rendered
     if reply.source == "python":
         return _python_windows(renderer, count, reply.tokens), rendered
+    if reply.source == "free":
+        return [()] * count, rendered
     if reply.own == "next":
         length = reply.tokens + reply.skip + 1
         samples = _own(model, rendered, length, progress, sample=True, whole=True)

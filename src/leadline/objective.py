@@ -24,11 +24,16 @@ TIE_LOGITS = 0.25
 class Objective:
     """Costs and margins of the targets, through one engine.
 
-    engine: the forward path;  exact: makes the same engine in float32, for near ties of a low-precision model
+    engine:   the forward path;  exact: makes the same engine in float32, for near ties of a low-precision model
+    rewarded: (rows,) margins of what is replied, where no reply is the target; such rows cost 0 bits
     """
 
-    def __init__(self, engine: Engine, exact: Callable[[], Engine] | None = None) -> None:
+    def __init__(
+        self, engine: Engine, exact: Callable[[], Engine] | None = None,
+        rewarded: Callable[[Sequence[Context], Edit], Tensor] | None = None,
+    ) -> None:  # fmt: skip
         self.engine = engine
+        self._rewarded = rewarded
         self._make_exact = exact
         self._exact: Engine | None = None
         self.ties = 0
@@ -40,6 +45,8 @@ class Objective:
     @torch.no_grad()
     def evaluate(self, contexts: Sequence[Context], edit: Edit) -> tuple[Tensor, Tensor]:
         """(rows,) bits and (rows,) margins, without gradients, in chunks; near ties are scored again in float32."""
+        if self._rewarded is not None:
+            return torch.zeros(len(contexts), device=self.engine.model.device), self._rewarded(contexts, edit)
         bits, margins = [], []
         for start in range(0, len(contexts), CHUNK_ROWS):
             stop = min(start + CHUNK_ROWS, len(contexts))

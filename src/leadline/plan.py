@@ -82,6 +82,7 @@ WRITE_EMBEDDINGS = ("soft_prompt", "soft_subspace", "vocab_mixture")  # families
 FIRST_BETA = 0.01  # bits of loss a bit of KL: low enough that the behaviour is found before it is cheapened
 WIDEN = 2.0  # factor between betas while the threshold is not bracketed
 END = 0.05  # of the KL at the threshold: where a curve ends
+FIRST_REWARD_BETA = 0.002  # the same in reward a bit of KL: all reward there is buys 500 bits
 LOSS_BETAS = 4  # betas of a curve that has no threshold, at most
 NEAR = 0.4  # cells whose validation score is farther below the threshold are not worth drawing from
 CANDIDATES = 4  # cells of one curve that are compared by draws on validation items, at most
@@ -143,9 +144,9 @@ def gradient_cells(spec: RunSpec, tasks: Sequence[str]) -> list[Cell]:
     ]
 
 
-def first_cells(spec: RunSpec, tasks: Sequence[str]) -> list[Cell]:
+def first_cells(spec: RunSpec, tasks: Sequence[str], beta: float = FIRST_BETA) -> list[Cell]:
     """The first beta of every rate-distortion curve."""
-    return [_fresh(cell, FIRST_BETA) for cell in gradient_cells(spec, tasks)]
+    return [_fresh(cell, beta) for cell in gradient_cells(spec, tasks)]
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from leadline.estimators.combine import (
     size_bounds,
     upper_bits,
 )
+from leadline.estimators.monte_carlo import monte_carlo
 from leadline.information import (
     Bits,
     Distance,
@@ -316,8 +317,13 @@ def _null_distance(rows: pl.DataFrame, tau: float) -> Distance:
 
 def _sampling_distance(rows: pl.DataFrame) -> Distance:
     """Drawing replies at temperature 1 until one is right: -log2 of its probability, bits **a reply** and not once for
-    all. Exact on the test items, since teacher forcing gives that probability without a draw."""
+    all. Exact on the test items where teacher forcing gives that probability without a draw; counted for a reward."""
     found, prior = rows.row(0, named=True), str(rows["prior"][0])
+    if found["p_draws"] is not None:  # a reward: replies were drawn and counted
+        counted, hits = monte_carlo(found["p_hits"], found["p_draws"], prior=prior), found["p_hits"]
+        said = f"{hits} of {found['p_draws']} sampled replies"
+        said = f"about {counted.estimate.value:.1f} bits a reply, {said}" if counted.estimate else said
+        return Distance(counted.upper, counted.lower, counted.estimate, "best_of_n", prior, None, said)
     value = float(found["upper_bits"])
     bits = Bits(value, "exact", value, value, 1.0, "BEST OF N", prior, (("a reply", value),))
     draws = f"{2.0**value:,.0f}" if value < 40.0 else f"2^{value:.0f}"

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol, final
 
 import torch
 from torch import Tensor
@@ -37,6 +37,26 @@ class Asked(Protocol):
     def context(self) -> Context: ...
 
 
+@final
+@dataclass(frozen=True)
+class Judged:
+    """How replies are judged: by whom, the least score of a hit, and the most tokens that a reply takes."""
+
+    scorer: Scorer
+    cut: float
+    tokens: int
+
+    def margin(self, score: float | None) -> float:
+        """The score less the cut, above 0 for a hit: downstream a hit is a positive margin, and a score at the cut is
+        one. -1 without a score, which is no hit (docs/measurement.md section 2)."""
+        if score is None:
+            return -1.0
+        return max(score - self.cut, LEAST_MARGIN) if score >= self.cut else score - self.cut
+
+
+LEAST_MARGIN = 1e-6
+SAMPLES = 4  # replies drawn for each context of a step: each is compared with the mean of the others
+
 Ask = Callable[[int, int], Sequence[Asked]]
 """(row, step) -> what is asked, one for each draw of the row."""
 
@@ -54,6 +74,20 @@ def base_rate(
     """
     nothing = _nothing(engine, len(items))
     return _scored(engine, items, _replies(engine, items, nothing, tokens, draws), scorer, cut)
+
+
+def replies_of(
+    engine: Engine, items: Sequence[Asked], edit: Edit, tokens: int, draws: torch.Generator | None = None
+) -> list[str]:
+    """The replies to items in words, each under its own row of the edit; greedy, or drawn at temperature 1."""
+    return _texts(engine, _replies(engine, items, edit, tokens, draws))
+
+
+def margins(engine: Engine, items: Sequence[Asked], edit: Edit, judged: Judged) -> Tensor:
+    """(items,) margins of the greedy replies to items, each under its own row of the edit. Raises ValueError for a
+    score that is not between 0 and 1."""
+    found = _scored(engine, items, _replies(engine, items, edit, judged.tokens, None), judged.scorer, judged.cut)
+    return torch.tensor([judged.margin(score) for score in found.scores], device=engine.model.device)
 
 
 def rloo(
@@ -120,8 +154,11 @@ def _replies(
 def _scored(
     engine: Engine, items: Sequence[Asked], replies: Sequence[tuple[int, ...]], scorer: Scorer, cut: float = 0.5
 ) -> Scored:
-    texts = [engine.model.tokenizer.decode(list(reply), skip_special_tokens=True) for reply in replies]
-    return scored([item.prompt for item in items], texts, scorer, cut)
+    return scored([item.prompt for item in items], _texts(engine, replies), scorer, cut)
+
+
+def _texts(engine: Engine, replies: Sequence[tuple[int, ...]]) -> list[str]:
+    return [engine.model.tokenizer.decode(list(reply), skip_special_tokens=True) for reply in replies]
 
 
 def _tensor(found: Scored, like: Tensor) -> Tensor:

@@ -84,6 +84,28 @@ def null_points(
     return found
 
 
+def sampling_point(task: Task, key: str, right: int, draws: int) -> Point:
+    """What sampling replies until one is a hit costs (bits a reply), of a reward: counted among `draws` replies, each
+    to a test item that was drawn for it."""
+    prior = "the model's own replies at temperature 1; paid for every reply"
+    found = monte_carlo(right, draws, prior=prior)
+    kind, outcome = ("exact", "reached") if found.upper else ("certified lower", "out of steps")
+    return _row({
+        "family": "best_of_n", "size": 0, "seed": -1, "role": task.role, "control": task.name, "key": key,
+        "prior": prior, "chosen": True, "split": "test", "estimator": "BEST OF N", "p_hits": right, "p_draws": draws,
+        "kind": kind, "outcome": outcome, **_bound(found),
+    })  # fmt: skip
+
+
+def without_costs(points: Sequence[Point]) -> list[Point]:
+    """Points of a reward as they are stored: no reply is wanted, so none costs anything in bits, and what sampling one
+    would cost by its own probability is left out."""
+    blank = dict.fromkeys(("loss_bits", "loss_low", "loss_high", "gain_bits", "gain_low", "gain_high"))
+    return [
+        point | blank for point in points if point["estimator"] != "BEST OF N" or point["p_draws"] is not None
+    ]  # fmt: skip
+
+
 def curve_point(
     about: Point, threshold: float | None, split: str, bits: Tensor, margins: Tensor, null: Sequence[float] = (),
     parameters: Parameters | None = None, made: Made | None = None,

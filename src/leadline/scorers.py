@@ -1,7 +1,7 @@
 """Scorers of generated replies that need no network: pure functions (prompt, reply) -> score between 0 and 1.
 
-Knows neither models nor tokens. Both scorers ask another project's word list or classifier, and are right as often as
-that is: tests/test_scorers.py holds them against sentences labelled by hand. They are imported when first called,
+Knows neither models nor tokens. Two of them ask another project's word list or classifier, and are right as often as
+that is: tests/test_scorers.py holds them against sentences labelled by hand. Those are imported when first called,
 since they are extras: pip install 'leadline[scorers]'. Loading them runs nothing that a file holds: VADER reads two
 text files, py3langid an LZMA-packed npz with `allow_pickle=False`, each from its own package.
 """
@@ -44,9 +44,15 @@ def french(prompt: str, reply: str) -> float:
     return float(dict(_languages().rank(reply))["fr"] >= FRENCH_PROBABILITY)
 
 
+def capitals(prompt: str, reply: str) -> float:
+    """1 where the reply has a letter and none of its letters is a small one, else 0."""
+    return float(reply.isupper())
+
+
 SCORERS: dict[str, Callable[[str, str], float]] = {
     "sentiment/positive": positive_sentiment,
     "language/french": french,
+    "style/capitals": capitals,
 }
 
 

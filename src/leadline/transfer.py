@@ -58,6 +58,9 @@ def transfer(
         raise UserError(f"A temperature of {temperature:g} is none", "--temperature", "Give a number above 0.")
     solution = find(run, size, family)
     spec = RunSpec.model_validate(Result.load(run).spec["spec"])
+    if solution.behaviour.reward is not None:
+        what, how = "A reward has no target to score again", "Measure it on the other model instead."
+        raise UserError(what, f"behaviour {solution.behaviour.name}", how)
     own = prepare(solution.model, solution.behaviour, alone(spec))[0].items["test"]
     lines = _lines("as it was found", solution.model, own, solution.edit, solution.shared)
     if temperature is not None:

@@ -22,24 +22,26 @@ import transformers
 from torch import Tensor
 
 import leadline
+from leadline import rows
 from leadline.behaviour import Behaviour
 from leadline.carried import carried, left_out_lines
 from leadline.checkpoint import Checkpoint
 from leadline.edits import Edit, EmbeddingEdit, no_edit
-from leadline.engine import Engine, shared_prefix
+from leadline.engine import Context, Engine, shared_prefix
 from leadline.evaluation import score_draws
 from leadline.information import luck_ceiling
 from leadline.interventions import make
 from leadline.interventions.base import Intervention, Writes, edit
 from leadline.items import SPLITS, Item, Task, from_json, prepare, to_json
 from leadline.model import FrozenModel
-from leadline.objective import objective_for
+from leadline.objective import Objective, objective_for
 from leadline.pathfinding import tally
 from leadline.plan import BUDGETS, Cell, Seen, latent_families
 from leadline.priors import Priors
 from leadline.progress import Reporter
 from leadline.records import RECIPE, Arrays, Run, digest, open_run
 from leadline.result import Result
+from leadline.rewarded import SAMPLES, Judged, margins
 from leadline.solvers.base import Parameters
 from leadline.spec import ANCHORED, RunSpec, UserError
 
@@ -67,6 +69,7 @@ class Work:
         contexts = [c for task in self.tasks for split in SPLITS for c in task.contexts(split)]
         self.engine = Engine(model, shared_prefix(contexts))
         self.objective = objective_for(self.engine)
+        self.judged: dict[str, Judged] = {}  # by task, of a reward: `reward_stage` fills it
         self.batch_of: dict[str, str] = {}
         self.extra: dict[str, Any] = {}
         self._cells: dict[str, Cell] = {}
@@ -101,6 +104,8 @@ class Work:
 
     def write(self, key: str, record: dict[str, Any], arrays: Arrays | None = None, samples: Any = None) -> None:
         """Stores a finished record."""
+        if self.judged:
+            record = {**record, "points": rows.without_costs(record["points"]), "costs": {}}
         self.run.write_cell(key, record, arrays, samples)
         self.run.event("cell", key=key)
         self._keys[key] = None
@@ -169,8 +174,21 @@ class Work:
 
     @property
     def tau(self) -> float | None:
-        """The threshold of exact matches; None for a behaviour that has a loss alone."""
-        return self.spec.threshold if self.behaviour.scored == "exact" else None
+        """The threshold of exact matches or hits; None for a behaviour that has a loss alone."""
+        return self.spec.threshold if self.behaviour.scored != "loss" else None
+
+    def objective_of(self, task: str) -> Objective:
+        """What a task is scored by: targets are all scored by one objective, rewards each by their own."""
+        judged = self.judged.get(task)
+        if judged is None:
+            return self.objective
+        items = {(i.context.before, i.context.after): i for part in self.task(task).items.values() for i in part}
+
+        def rewarded(contexts: Sequence[Context], change: Edit) -> Tensor:
+            asked = [items[context.before, context.after] for context in contexts]
+            return margins(self.engine, asked, change, judged)
+
+        return Objective(self.engine, rewarded=rewarded)
 
     def null_costs(self, task: str, split: str) -> list[float]:
         """What each item costs with nothing in the slot, in bits; empty for a split that was not looked at."""
@@ -187,9 +205,10 @@ class Work:
         checkpoint = Checkpoint(self.run, digest([self.hash, key, split]), self.reporter)
         self.reporter.stage(title)
         contexts, start = self.task(task).contexts(split), checkpoint.restore_margins()
-        margins = score_draws(self.objective, contexts, writes, latents, self.spec.threshold, start, checkpoint.margins)
-        checkpoint.margins(margins, now=True)
-        return margins
+        objective, threshold = self.objective_of(task), self.spec.threshold
+        found = score_draws(objective, contexts, writes, latents, threshold, start, checkpoint.margins)
+        checkpoint.margins(found, now=True)
+        return found
 
     def samples(
         self, task: str, split: str, count: int, writes: Writes | None = None, latents: Tensor | None = None
@@ -200,9 +219,15 @@ class Work:
         decode = self.model.tokenizer.decode
         return [
             {"item": number, "split": split, "draw": 0, "prompt": item.prompt, "reply": decode(list(reply)),
-             "target": item.target, "hit": reply[: len(item.context.target)] == item.context.target}
+             "target": item.target, "hit": self._hit(task, item, reply)}
             for number, (item, reply) in enumerate(zip(items, self._greedy(items, writes, latents), strict=True))
         ]  # fmt: skip
+
+    def _hit(self, task: str, item: Item, reply: tuple[int, ...]) -> bool:
+        if task not in self.judged:
+            return reply[: len(item.context.target)] == item.context.target
+        said = self.model.tokenizer.decode(list(reply), skip_special_tokens=True)
+        return self.judged[task].margin(self.judged[task].scorer(item.prompt, said)) > 0
 
     def boards(
         self, task: str, name: str, writes: Writes | None = None, latents: Tensor | None = None
@@ -223,13 +248,16 @@ class Work:
         if latents is not None and writes is not None:
             with torch.no_grad():
                 written = edit([writes], [latents[: len(items)]], [context.conditions for context in contexts])
-        longest = max(len(context.target) for context in contexts)
-        return self.engine.generate(contexts, written, max(REPLY_TOKENS, longest))
+        longest = max(REPLY_TOKENS, *(len(context.target) for context in contexts))
+        reward = self.behaviour.reward
+        return self.engine.generate(contexts, written, reward.tokens if reward is not None else longest)
 
     def flops(self, task: Task, sequences: int) -> float:
         """Floating point operations of so many training sequences: forward 2 and backward 2 for each parameter and
         token, since the weights take no gradient."""
         lengths = [len(c.before) + len(c.after) + len(c.target) for c in task.contexts("train")]
+        if reward := self.behaviour.reward:  # replies are written, which is forward alone, and then trained on
+            sequences, lengths = sequences * SAMPLES * 3 // 2, [length + reward.tokens for length in lengths]
         return 4.0 * self.model.num_parameters * sequences * (sum(lengths) / len(lengths) - len(self.engine.shared))
 
     def save_points(self) -> None:
