@@ -22,7 +22,7 @@ from leadline.objective import CHUNK_ROWS
 from leadline.places import AROUND_TOKENS, check_demonstrations, deployed_prompt, places, sources
 from leadline.priors import generator, seed_of
 from leadline.slot import Renderer
-from leadline.spec import SIZED_IN_TOKENS, TEXTS, RunSpec, UserError
+from leadline.spec import ANCHORED, SIZED_IN_TOKENS, TEXTS, RunSpec, UserError
 from leadline.styles import STYLES, as_json
 
 SPLITS = ("test", "validation", "confirm", "train")
@@ -120,11 +120,8 @@ def prepare(
 
 
 def _rewarded(behaviour: Behaviour, spec: RunSpec, texts: Sequence[str], rendered: Sequence[Around]) -> list[Task]:
-    """Items without a target: what a control rewards is no part of its items. Raises UserError for families of texts,
-    whose search reads the target's loss."""
-    if refused := [family for family in spec.family if family in TEXTS]:
-        what = f"A search for texts needs the loss of a target, and a reward gives none (family {refused[0]})"
-        raise UserError(what, f"behaviour {behaviour.name}", "Measure it in a family of latents, such as soft_prompt.")
+    """Items without a target: what a control rewards is no part of its items."""
+    _refuse_texts(behaviour, spec)
     _need(len(texts), len(texts), behaviour, spec)
     known = _standardised(behaviour, len(texts))
     items = {
@@ -135,9 +132,18 @@ def _rewarded(behaviour: Behaviour, spec: RunSpec, texts: Sequence[str], rendere
     return [Task(name, "hashed" if name else "", None, items) for name in names]
 
 
+def _refuse_texts(behaviour: Behaviour, spec: RunSpec) -> None:
+    """Raises UserError where a rewarded behaviour is asked for in families whose search reads the target's loss."""
+    refused = [family for family in spec.family if family in (*TEXTS, *ANCHORED)]
+    if behaviour.reward is not None and refused:
+        what = f"A search for texts needs the loss of a target, and a reward gives none (family {refused[0]})"
+        raise UserError(what, f"behaviour {behaviour.name}", "Measure it in a family of latents, such as soft_prompt.")
+
+
 def sample_contexts(model: FrozenModel, behaviour: Behaviour, spec: RunSpec, count: int) -> list[Context]:
     """So many contexts of the behaviour with targets of its length, without asking the model for any: to time a plan.
     Raises the UserErrors of `prepare` that need no model."""
+    _refuse_texts(behaviour, spec)
     renderer = Renderer(model, behaviour.slot)
     end = (model.end_of_reply,) if behaviour.ends else ()
     texts, rendered = _contexts(behaviour, spec, renderer)

@@ -22,7 +22,6 @@ from leadline.behaviour import Behaviour
 from leadline.blind import blind_draws
 from leadline.checkpoint import Checkpoint
 from leadline.code_stage import write_codes
-from leadline.engine import Context
 from leadline.evaluation import in_s, score_latents, score_null
 from leadline.few_shot import few_shot
 from leadline.interventions.base import edit
