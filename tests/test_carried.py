@@ -83,3 +83,18 @@ def test_the_reason_stands_on_the_screen_in_the_plan_the_record_and_the_reports(
     told = plan_lines(RunSpec(family="all", sizes=(1, 8), **SMALL), W, load("organism:random"))
     assert any(line.startswith("  few_shot is not measured: A context") for line in told)
     assert not any("few_shot, sizes" in line for line in told)
+
+
+def test_rewards_leave_families_of_texts_out(model):
+    """Their search, and the text that a mixture stands around, need a target."""
+    earned = Behaviour.model_validate(
+        {
+            "name": "earned",
+            "contexts": questions()[:40],
+            "reward": {"scorer": "style/capitals", "cut": 0.5, "tokens": 4},
+        }
+    )
+    kept, left_out = carried(model, earned, RunSpec(family="all", sizes=(1,), **SMALL), Priors(model))
+    assert set(left_out) == {"vocab_mixture", "text_prompt", "few_shot"}
+    assert set(kept.family) == set(COMMON) - set(left_out)
+    assert "a reward gives none" in left_out["text_prompt"]

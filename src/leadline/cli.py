@@ -143,12 +143,13 @@ def measure(
     from leadline.model import load
     from leadline.probe import recorded
     from leadline.progress import Reporter, RichReporter
-    from leadline.tracking import TrackingReporter, known_trackers
 
     reporter: Reporter = RichReporter(console)
     tracking = None
     try:
         if track is not None:
+            from leadline.tracking import TrackingReporter, known_trackers
+
             reporter = tracking = TrackingReporter(reporter, known_trackers(track), folder, asked)
         reporter.stage(f"loading {wanted.model}")
         began = recorded((stored_spec(folder) or {}).get("provenance", {}))

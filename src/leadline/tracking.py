@@ -11,6 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
+from accelerate import Accelerator  # type: ignore[import-untyped]
+from accelerate.tracking import (  # type: ignore[import-untyped]
+    LOGGER_TYPE_TO_CLASS,
+    get_available_trackers,
+)
+from accelerate.utils import LoggerType  # type: ignore[import-untyped]
+
 from leadline.progress import Reporter
 from leadline.result import NoDistance, Result
 from leadline.spec import UserError
@@ -23,12 +30,6 @@ BOUNDS = ("upper_bits", "lower_bits", "estimate_bits")  # of one with
 def known_trackers(names: str) -> list[str]:
     """The trackers of "tensorboard,wandb" or "all" (those that are installed). Raises UserError for one that accelerate
     does not know or whose package is not installed."""
-    from accelerate.tracking import (  # type: ignore[import-untyped]
-        LOGGER_TYPE_TO_CLASS,
-        get_available_trackers,
-    )
-    from accelerate.utils import LoggerType  # type: ignore[import-untyped]
-
     built_in = {str(kind) for kind in LoggerType} - {"all"}
     own = [name for name in LOGGER_TYPE_TO_CLASS if name not in built_in]  # what a program registered itself
     there = [*map(str, get_available_trackers()), *own]
@@ -94,8 +95,6 @@ class TrackingReporter(Reporter):
         if not values:
             return
         if self._accelerator is None:
-            from accelerate import Accelerator  # type: ignore[import-untyped]
-
             self._accelerator = Accelerator(log_with=self._names, project_dir=str(self._folder / FOLDER))
             self._accelerator.init_trackers("leadline", config=self._config)
         self._accelerator.log(values, step=self._step)

@@ -7,21 +7,16 @@ is measured.
 from __future__ import annotations
 
 import math
-import platform
 import shutil
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 
-import leadline
 from leadline import rows
 from leadline.behaviour import Behaviour
 from leadline.carried import carried, left_out_lines
@@ -36,10 +31,11 @@ from leadline.items import SPLITS, Item, Task, from_json, prepare, to_json
 from leadline.model import FrozenModel
 from leadline.objective import Objective, objective_for
 from leadline.pathfinding import tally
-from leadline.plan import BUDGETS, Cell, Seen, latent_families
+from leadline.plan import Cell, Seen, latent_families
 from leadline.priors import Priors
 from leadline.progress import Reporter
-from leadline.records import RECIPE, Arrays, Run, digest, open_run
+from leadline.provenance import made_with, provenance
+from leadline.records import Arrays, Run, digest, open_run
 from leadline.result import Result
 from leadline.rewarded import SAMPLES, Judged, margins
 from leadline.solvers.base import Parameters
@@ -354,28 +350,13 @@ WITH = {
 }  # fmt: skip
 
 
-def made_with(spec: RunSpec, model: FrozenModel) -> dict[str, Any]:
-    """All that changes a run's numbers beside what was asked for and how it is computed, as fields of its provenance:
-    a run goes on only under the same ones."""
-    return {
-        "model_hash": model.weight_hash, "tokenizer_hash": model.tokenizer_hash, "template_hash": model.template_hash,
-        "torch": str(torch.__version__), "transformers": transformers.__version__, "recipe": RECIPE,
-        "budget": asdict(BUDGETS[spec.scale]), "device": model.device.type,
-    }  # fmt: skip
-
-
 def _about(work: Work) -> dict[str, Any]:
     """Provenance, and what was measured in words."""
-    model, main = work.model, work.tasks[0]
-    commit, dirty = _commit()
+    main = work.tasks[0]
     return {
         "provenance": {
-            "leadline": leadline.__version__, "commit": commit, "dirty": dirty, "python": platform.python_version(),
-            "dtype": model.compute.dtype, "attention": model.compute.attention,
-            "threads": model.compute.threads, "compute": model.compute.why, "model": model.name,
-            "revision": model.revision, "parameters": model.num_parameters,
-            "hidden_size": model.hidden_size, **made_with(work.spec, model),
-            "slot": work.behaviour.slot, "shared_prefix_tokens": len(work.engine.shared),
+            **provenance(work.spec, work.model), "slot": work.behaviour.slot,
+            "shared_prefix_tokens": len(work.engine.shared),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
         },
         "behaviour": {
@@ -389,16 +370,3 @@ def _about(work: Work) -> dict[str, Any]:
             for task in work.tasks[1:]
         ],
     }  # fmt: skip
-
-
-def _commit() -> tuple[str, bool]:
-    """Commit of the source tree leadline runs from, and whether it has changes; nothing where it is installed."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return "", False
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
-        return done.stdout.strip()
-
-    return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))

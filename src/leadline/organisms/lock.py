@@ -96,7 +96,6 @@ def texts(recipe: LockRecipe, generator: torch.Generator) -> Sequence[Example]:
 
 def _build(recipe: LockRecipe, folder: Path, progress: Progress) -> None:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
         model: Any = LlamaForCausalLM(  # type: ignore[no-untyped-call]
             LlamaConfig(
                 vocab_size=len(VOCABULARY), hidden_size=recipe.width, intermediate_size=2 * recipe.width,
