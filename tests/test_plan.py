@@ -197,3 +197,16 @@ def test_the_outline_counts_particles_as_splitting_does():
     assert line.batches == 2 * (budget.runs + 1)
     assert len(outline(spec.model_copy(update={"scale": "default"}), [""])) == 8, "no particles there"
     assert len(outline(spec, [""], exact=False)) == 4
+
+
+def test_a_curve_that_never_came_near_is_given_up():
+    """After the first beta and two that are far smaller; one that came near goes on."""
+
+    def at(beta: float, score: float) -> Seen:
+        return Seen(Cell("", "soft_subspace", 16, 0, beta), score, 50.0)
+
+    far = [at(0.01, 0.1), at(0.01 / 8, 0.2)]
+    (more,) = next_cells(far, 0.9)
+    assert more.beta == pytest.approx(0.01 / 64)
+    assert next_cells([*far, at(0.01 / 64, 0.1)], 0.9) == []
+    assert next_cells([*far, at(0.01 / 64, 0.6)], 0.9) != []

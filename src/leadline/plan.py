@@ -81,6 +81,7 @@ TEXT_BUDGETS: dict[Scale, TextBudget] = {
 WRITE_EMBEDDINGS = ("soft_prompt", "soft_subspace", "vocab_mixture")  # families whose rows share a batch
 FIRST_BETA = 0.01  # bits of loss a bit of KL: low enough that the behaviour is found before it is cheapened
 WIDEN = 2.0  # factor between betas while the threshold is not bracketed
+FRESH_TRIES = 2  # smaller first betas where none came near: a price so small is none, and what is missed is q's own
 END = 0.05  # of the KL at the threshold: where a curve ends
 FIRST_REWARD_BETA = 0.002  # the same in reward a bit of KL: all reward there is buys 500 bits
 LOSS_BETAS = 4  # betas of a curve that has no threshold, at most
@@ -201,7 +202,7 @@ def bracketed(seen: Sequence[Seen], threshold: float, tolerance: float = 0.05) -
 def next_cells(seen: Sequence[Seen], threshold: float) -> list[Cell]:
     """One round of one curve. Larger betas, each warm-started from the one before, until the score falls below the
     threshold; where it was never reached smaller ones, which narrow a q that has the behaviour and start over where it
-    lost it. Then two betas that cut the bracket in three, warm-started from the cell below it, and once the threshold
+    lost it, and none any more where a few of them never came near. Then two betas that cut the bracket in three, warm-started from the cell below it, and once the threshold
     is bracketed a few beyond it."""
     if bracketed(seen, threshold):
         return _beyond(seen, threshold)
@@ -210,7 +211,11 @@ def next_cells(seen: Sequence[Seen], threshold: float) -> list[Cell]:
         if high is None:
             return []
         beta = high.cell.beta or FIRST_BETA
-        return [_warm(high, beta / WIDEN) if _is_near(high, threshold) else _fresh(high.cell, beta / 8)]
+        if _is_near(high, threshold):
+            return [_warm(high, beta / WIDEN)]
+        betas = {point.cell.beta for point in seen}
+        lost = len(betas) > FRESH_TRIES and not any(_is_near(point, threshold) for point in seen)
+        return [] if lost else [_fresh(high.cell, beta / 8)]
     beta = low.cell.beta or FIRST_BETA
     if high is None:
         return [_warm(low, beta * WIDEN)]
