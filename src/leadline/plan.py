@@ -202,8 +202,8 @@ def bracketed(seen: Sequence[Seen], threshold: float, tolerance: float = 0.05) -
 def next_cells(seen: Sequence[Seen], threshold: float) -> list[Cell]:
     """One round of one curve. Larger betas, each warm-started from the one before, until the score falls below the
     threshold; where it was never reached smaller ones, which narrow a q that has the behaviour and start over where it
-    lost it, and none any more where a few of them never came near. Then two betas that cut the bracket in three, warm-started from the cell below it, and once the threshold
-    is bracketed a few beyond it."""
+    lost it, and none any more where a few of them never came near. Then two betas that cut the bracket in three,
+    warm-started from the cell below it, and once the threshold is bracketed a few beyond it."""
     if bracketed(seen, threshold):
         return _beyond(seen, threshold)
     low, high = bracket(seen, threshold)
