@@ -272,7 +272,9 @@ def certify(work: Work, cells: Sequence[Cell]) -> None:
             key = work.key("choice", work.cell_key(cell))
             if not work.done(key):
                 margins, latents = _drawn(work, key, cell, "validation", choice_draws)
-                point = rows.choice_point(work.about(cell), work.spec.threshold, margins, work.trained(label), latents)
+                point = rows.choice_point(
+                    work.about(cell), work.spec.threshold, margins, work.trained(label), latents, work.spec.draws
+                )
                 work.write(key, {"points": [point]})
             promises[label] = rows.promise((work.run.cell(key) or {})["points"][0])
         if not promises:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from leadline.estimators.cond import cond
+from leadline.estimators.cond import cond, promised_bits
 from leadline.estimators.importance import importance
 from leadline.estimators.kl import kl
 from leadline.estimators.lower import lower
@@ -27,11 +27,9 @@ from leadline.information import (
     Bound,
     Floats,
     Squeeze,
-    clopper_pearson_lower,
     gaussian_kl_bits,
     log_ratio_bits,
     student_interval,
-    surprisal,
     wilson_interval,
 )
 from leadline.items import Task
@@ -132,17 +130,15 @@ def curve_point(
 
 
 def choice_point(
-    about: Point, threshold: float, margins: Tensor, parameters: Parameters, latents: Tensor
+    about: Point, threshold: float, margins: Tensor, parameters: Parameters, latents: Tensor, draws: int
 ) -> Point:  # fmt: skip
-    """What draws of q on validation items promise of its COND bound, which the choice of a cell rests on: p at its
-    lower limit, and the mean log ratio of the hits. Null without a hit. Arguments as `bound_points`."""
+    """What draws of q on validation items promise of its COND bound from `draws` fresh ones, which the choice of a cell
+    rests on. Null without a hit. The other arguments as `bound_points`."""
     member = in_s(margins, threshold)
-    counts, hit = _counts(about, member, parameters), member.cpu().numpy()
-    promised = None
-    if counts["p_hits"]:
-        p = clopper_pearson_lower(counts["p_hits"], counts["p_draws"])
-        promised = surprisal(p) + float(_log_ratios(about, latents, parameters)[hit].mean())
-    return _row({**about, **counts, "split": "validation", "estimator": "CHOICE", "estimate_bits": promised})
+    counts, ratio = _counts(about, member, parameters), _log_ratios(about, latents, parameters)
+    promised = promised_bits(ratio, member.cpu().numpy(), counts["kl_bits"], draws)
+    told = promised if math.isfinite(promised) else None
+    return _row({**about, **counts, "split": "validation", "estimator": "CHOICE", "estimate_bits": told})
 
 
 def promise(point: Mapping[str, Any]) -> float:

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from leadline.estimators import cond, kl_limit_bits, monte_carlo
-from leadline.estimators.cond import degrees_of_freedom, hit_confidence
+from leadline.estimators.cond import degrees_of_freedom, hit_confidence, promised_bits
 from leadline.information import clopper_pearson_lower, gaussian_kl_bits, log_ratio_bits
 
 
@@ -139,3 +139,25 @@ def test_population_value_lies_between_the_truth_and_the_kl_bound(cut: float, sc
         kl_bits = float(sum(gaussian_kl_bits(mean, scale)))
         assert -stats.norm.logsf(cut) / math.log(2.0) <= value + 1e-9
         assert value <= kl_limit_bits(p, kl_bits) + 1e-6
+
+
+@pytest.mark.parametrize("cut", [3.4, 3.0, 2.6])
+def test_a_promise_of_few_draws_is_about_what_many_will_say(cut: float) -> None:
+    """Medians over 40 seeds, 32 draws and 128: hits from a fifth to four fifths."""
+    promised = [promised_bits(*drawn(3.0, 0.5, cut, 32, seed), 128) for seed in range(40)]
+    found = [cond(*drawn(3.0, 0.5, cut, 128, 100 + seed)).upper for seed in range(40)]
+    said = np.median([upper.value for upper in found if upper is not None])
+    assert abs(float(np.median(promised)) - said) < 0.8
+
+
+def test_a_promise_knows_that_few_hits_will_certify_little() -> None:
+    """In many dimensions log ratios spread over many bits. A q that seldom hits, and one that often does and is 30 bits
+    dearer: with few hits COND falls back on a limit that pays for that spread, and the promise has to say so."""
+    rng = np.random.default_rng(0)
+    seldom, often = 250.0 + 14.0 * rng.standard_normal(32), 280.0 + 14.0 * rng.standard_normal(32)
+    few, many = np.arange(32) < 4, np.arange(32) < 20
+    assert promised_bits(seldom, few, 250.0, 128) > 300.0 > promised_bits(often, many, 280.0, 128)
+    # with enough draws the seldom one is promised what it hits at
+    assert promised_bits(seldom, few, 250.0, 4096) < promised_bits(often, many, 280.0, 4096)
+    assert promised_bits(seldom, np.zeros(32, bool), 250.0, 128) == math.inf
+    assert promised_bits(np.zeros(32), many, 0.0, 128) == pytest.approx(-math.log2(clopper_pearson_lower(20, 32)))

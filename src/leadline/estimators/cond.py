@@ -105,6 +105,27 @@ def cond(
     return Bound(bits(share, mean, "estimate"), bits(p_low, mean_limit, "certified upper"), None, stderr)
 
 
+def promised_bits(log_ratio_bits: ArrayLike, hit: ArrayLike, kl_bits: float, draws: int) -> float:
+    """What COND is going to say of `draws` fresh draws, told from a few on other items: to choose a q by, no bound.
+
+    log_ratio_bits, hit, kl_bits: as `cond`, of any number of draws
+    p is taken at its lower limit. Where that promises fewer than 2 FEW hits, or the share seen fewer than 2 FEW misses
+    (of 10 that are expected, fewer than 5 come in 3%), the conditional mean may have to stand at its Cauchy-Schwarz
+    limit, and does so here. inf without a hit.
+    """
+    ratio, is_hit = np.asarray(log_ratio_bits, np.float64), np.asarray(hit, bool)
+    hits, tried = int(is_hit.sum()), int(is_hit.size)
+    if hits == 0:
+        return math.inf
+    p = clopper_pearson_lower(hits, tried)
+    if kl_bits == 0.0:
+        return surprisal(p)
+    if min(p, 1.0 - hits / tried) * draws >= 2 * FEW:
+        return surprisal(p) + float(ratio[is_hit].mean())
+    spread = math.sqrt(float(np.mean((ratio - kl_bits) ** 2)))
+    return surprisal(p) + kl_bits + spread * math.sqrt((1.0 - p) / p)
+
+
 def hit_confidence(kl_bits: float, confidence: float = CONFIDENCE) -> float:
     """The level that p's limit has within a COND bound at `confidence`: half of delta, or all of it where q is pi."""
     return confidence if kl_bits == 0.0 else (1.0 + confidence) / 2.0
