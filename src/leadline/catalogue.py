@@ -31,8 +31,8 @@ def families() -> Rows:
     """Kinds of intervention that can be measured."""
     return [
         ("soft_prompt", "K free input embeddings at the slot; prior N(mu, sigma^2) of the vocabulary, per dimension"),
-        ("vocab_mixture", "n soft tokens near a text; prior: a text of the model's own, each embedding moved by noise"),
         ("soft_subspace", "r seeded dimensions of one soft token, at the norm of a whole one"),
+        ("vocab_mixture", "n soft tokens near a text; prior: a text of the model's own, each embedding moved by noise"),
         ("steering", "a vector added behind each of so many blocks, from the slot on"),
         ("prefix", "keys and values of K tokens in every block, behind what all contexts start with"),
         ("lora", "a change of rank r to every linear map of the blocks"),
