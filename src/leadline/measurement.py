@@ -7,6 +7,7 @@ draws. Every cell is written as it is finished and points.parquet is cut from th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -48,6 +49,7 @@ from leadline.probe import recorded
 from leadline.progress import Reporter
 from leadline.prompt_edits import prompt_edits
 from leadline.records import default_folder, digest, stored_spec
+from leadline.refit_stage import refitted
 from leadline.result import Result
 from leadline.reward_stage import judge_replies, reward_loss, rewarded_starts, scorer_of
 from leadline.scorers import Scorer
@@ -262,24 +264,18 @@ def _write_trained(work: Work, cell: Cell, line: Row, state: State, index: int, 
 
 
 def certify(work: Work, cells: Sequence[Cell]) -> None:
-    """Chooses each curve's cell by draws on validation items, then certifies it by fresh draws on test items."""
-    choice_draws = BUDGETS[work.spec.scale].choice_draws
+    """Chooses each curve's cell, the best one's refit among them, by draws on validation items, then certifies it by
+    fresh draws on test items."""
     for curve in dict.fromkeys(cell.curve for cell in cells):
         seen = [work.seen(cell) for cell in cells if cell.curve == curve]
-        promises: dict[str, float] = {}
-        found = {cell.label: cell for cell in candidates(seen, work.spec.threshold)}
-        for label, cell in found.items():
-            key = work.key("choice", work.cell_key(cell))
-            if not work.done(key):
-                margins, latents = _drawn(work, key, cell, "validation", choice_draws)
-                point = rows.choice_point(
-                    work.about(cell), work.spec.threshold, margins, work.trained(label), latents, work.spec.draws
-                )
-                work.write(key, {"points": [point]})
-            promises[label] = rows.promise((work.run.cell(key) or {})["points"][0])
-        if not promises:
+        found = candidates(seen, work.spec.threshold)
+        if not found:
             continue
-        best = found[min(promises, key=lambda label: promises[label])]
+        promises = [_promised(work, cell) for cell in found]
+        if min(promises) < math.inf:
+            found += refitted(work, found[promises.index(min(promises))])
+            promises += [_promised(work, cell) for cell in found[len(promises) :]]
+        best = found[promises.index(min(promises))]
         work.choose(best)
         key = work.key("bound", work.cell_key(best))
         if work.done(key):
@@ -296,6 +292,18 @@ def certify(work: Work, cells: Sequence[Cell]) -> None:
             counts = {"hits": int(in_s(again, work.spec.threshold).sum()), "draws": len(chosen)}
             record["confirmation"] = {"/".join(map(str, curve)): counts}
         work.write(key, record, arrays)
+
+
+def _promised(work: Work, cell: Cell) -> float:
+    """What a cell promises in bits by draws on validation items (`rows.promise`)."""
+    key = work.key("choice", work.cell_key(cell))
+    if not work.done(key):
+        margins, latents = _drawn(work, key, cell, "validation", BUDGETS[work.spec.scale].choice_draws)
+        trained = work.trained(cell.label)
+        about, draws = work.about(cell), work.spec.draws
+        point = rows.choice_point(about, work.spec.threshold, margins, trained, latents, draws)
+        work.write(key, {"points": [point]})
+    return rows.promise((work.run.cell(key) or {})["points"][0])
 
 
 def _drawn(work: Work, key: str, cell: Cell, split: str, draws: int) -> tuple[Tensor, Tensor]:

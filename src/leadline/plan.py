@@ -13,6 +13,7 @@ from typing import Any
 
 from leadline.estimators.lower import PAIRS
 from leadline.estimators.message import TRIED
+from leadline.refit import MOST_DIMENSIONS, ROUNDS
 from leadline.scoring import needed
 from leadline.spec import ANCHORED, TEXTS, RunSpec, Scale
 
@@ -79,6 +80,7 @@ TEXT_BUDGETS: dict[Scale, TextBudget] = {
     "full": TextBudget(200, 128, 128, 16, 64, 128, 128),
 }
 WRITE_EMBEDDINGS = ("soft_prompt", "soft_subspace", "vocab_mixture")  # families whose rows share a batch
+COUNTED_IN_DIMENSIONS = ("soft_subspace", "tinylora")  # families whose size is the dimension of their latent
 FIRST_BETA = 0.01  # bits of loss a bit of KL: low enough that the behaviour is found before it is cheapened
 WIDEN = 2.0  # factor between betas while the threshold is not bracketed
 FRESH_TRIES = 2  # smaller first betas where none came near: a price so small is none, and what is missed is q's own
@@ -96,6 +98,7 @@ class Cell:
     task: "" for the behaviour, else the control's name
     beta: None for the gradient solver;  first_beta: where beta starts, to rise to `beta` during the batch
     parent: label of the cell that it goes on from, "" for none
+    refit: made from its parent's draws (`refit_stage`) and not trained
     """
 
     task: str
@@ -105,12 +108,13 @@ class Cell:
     beta: float | None
     first_beta: float | None = None
     parent: str = ""
+    refit: bool = False
 
     @property
     def label(self) -> str:
         """Says all that tells cells of one run apart."""
         beta = "gradient" if self.beta is None else f"beta {self.beta:.6g}"
-        return f"{self.task or 'behaviour'} {self.family} {self.size} seed {self.seed} {beta}"
+        return f"{self.task or 'behaviour'} {self.family} {self.size} seed {self.seed} {beta}{' refit' * self.refit}"
 
     @property
     def part(self) -> tuple[str | int, ...]:
@@ -322,8 +326,10 @@ def outline(spec: RunSpec, tasks: Sequence[str], exact: bool = True) -> list[Lin
         Line(f"at most {rounds} more rounds", rounds * math.ceil(2 * len(curves) * budget.contexts / budget.sequences),
              later * budget.contexts * budget.round_steps, point * later),
     ]  # fmt: skip
+    small = [c for c in curves if c[1] in COUNTED_IN_DIMENSIONS and c[2] <= MOST_DIMENSIONS]
     blind = len(own) * spec.prior_draws * (doomed + PAIRS)
     certifying = [
+        *([Line(f"{ROUNDS} rounds of refits", len(small), 0, len(small) * ROUNDS * certified)] if small else []),
         Line("choice on validation items", len(curves), 0, len(curves) * compared),
         Line(f"certified upper bounds, {spec.draws} draws", len(curves), 0, len(curves) * certified),
         Line("solutions as messages", len(curves), 0, len(curves) * (2 * len(TRIED) + 1) * items),
