@@ -160,4 +160,4 @@ def test_a_promise_knows_that_few_hits_will_certify_little() -> None:
     # with enough draws the seldom one is promised what it hits at
     assert promised_bits(seldom, few, 250.0, 4096) < promised_bits(often, many, 280.0, 4096)
     assert promised_bits(seldom, np.zeros(32, bool), 250.0, 128) == math.inf
-    assert promised_bits(np.zeros(32), many, 0.0, 128) == pytest.approx(-math.log2(clopper_pearson_lower(20, 32)))
+    assert promised_bits(np.zeros(32), many, 0.0, 128) == pytest.approx(-math.log2(clopper_pearson_lower(80, 128)))

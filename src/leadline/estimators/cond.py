@@ -109,18 +109,22 @@ def promised_bits(log_ratio_bits: ArrayLike, hit: ArrayLike, kl_bits: float, dra
     """What COND is going to say of `draws` fresh draws, told from a few on other items: to choose a q by, no bound.
 
     log_ratio_bits, hit, kl_bits: as `cond`, of any number of draws
-    p is taken at its lower limit. Where that promises fewer than 2 FEW hits, or the share seen fewer than 2 FEW misses
-    (of 10 that are expected, fewer than 5 come in 3%), the conditional mean may have to stand at its Cauchy-Schwarz
-    limit, and does so here. inf without a hit.
+    p stands where its limit will be if fresh draws hit as often as these did: a limit from these few would favour a q
+    that nearly always hits, whatever it pays for that. But where these leave it open whether 2 FEW hits will come at
+    all, p is their own lower limit, and the conditional mean is at its Cauchy-Schwarz limit, where it may have to stand
+    (of 10 that are expected, fewer than 5 come in 3%); likewise with misses. inf without a hit.
     """
     ratio, is_hit = np.asarray(log_ratio_bits, np.float64), np.asarray(hit, bool)
     hits, tried = int(is_hit.sum()), int(is_hit.size)
     if hits == 0:
         return math.inf
     p = clopper_pearson_lower(hits, tried)
+    enough = p * draws >= 2 * FEW
+    if enough:
+        p = clopper_pearson_lower(round((hits + 0.5) / (tried + 1) * draws), draws)
     if kl_bits == 0.0:
         return surprisal(p)
-    if min(p, 1.0 - hits / tried) * draws >= 2 * FEW:
+    if enough and (1.0 - hits / tried) * draws >= 2 * FEW:
         return surprisal(p) + float(ratio[is_hit].mean())
     spread = math.sqrt(float(np.mean((ratio - kl_bits) ** 2)))
     return surprisal(p) + kl_bits + spread * math.sqrt((1.0 - p) / p)
