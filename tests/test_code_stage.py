@@ -25,6 +25,7 @@ from leadline.estimators.message import CODE_PRIOR, TRIED
 from leadline.model import FrozenModel
 from leadline.records import read_arrays
 from leadline.report.rows import bound_rows
+from leadline.report.ways import message_lines
 from leadline.result import Result
 from leadline.selftest.wired import cosine_at, flip, wired_model
 from leadline.spec import UserError
@@ -156,10 +157,11 @@ def test_the_prior_of_the_code_is_not_taken_for_that_of_the_family(run):
     without = Result(whole.points.filter(pl.col("estimator") != "CODE"), whole.spec)
     assert whole.distance() == without.distance()
     assert whole.cheapest() == without.cheapest()
-    printed = {line.family: line for line in bound_rows(whole)}
-    assert printed["soft_prompt (message)"].estimator == "CODE"
-    assert printed["soft_prompt (message)"].prior != printed["soft_prompt"].prior
-    assert set(printed) - {line.family for line in bound_rows(without)} == {"soft_prompt (message)"}
+    assert bound_rows(whole) == bound_rows(without)
+    (line,) = message_lines(whole)
+    bits = whole.message("soft_prompt").upper.value
+    assert line.endswith(f"so not the distance), bits: soft prompt {bits:.0f}.")
+    assert message_lines(without) == []
 
 
 def test_a_lost_record_is_made_again_to_the_same_bytes(run):

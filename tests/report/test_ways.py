@@ -56,3 +56,13 @@ def test_the_cheapest_way_in_words():
 def test_texts_are_quoted_so_that_nothing_hides_in_them():
     found = result([null(0.0)], extra={"texts": {"/text_prompt/8": "a\nb\u202e", "matched-0/text_prompt/8": "c"}})
     assert text_lines(found) == ["The text of 8 tokens: 'a\\nb\\u202e'"]
+
+
+def test_the_text_that_certified_soft_tokens_stand_around_is_said():
+    standing = row(family="vocab_mixture", size=8, seed=1, estimator="COND", upper_bits=40.0, component_bits=30.0)
+    anchors = {"/vocab_mixture/8/0": {"string": "no"}, "/vocab_mixture/8/1": {"string": "yes"}}
+    texts = {"/few_shot/1": "Q"}
+    found = result([null(0.0), standing], extra={"texts": texts, "anchors": anchors})
+    assert text_lines(found) == [
+        "The text of 1 demonstration: 'Q'", "The text around which 8 soft tokens stand: 'yes'",
+    ]  # fmt: skip

@@ -32,7 +32,7 @@ from leadline.report.rows import (
     size_rows,
     threshold_rows,
 )
-from leadline.report.ways import cheapest_words, text_lines, ways_in
+from leadline.report.ways import cheapest_words, message_lines, text_lines, ways_in
 from leadline.report.words import NONE, about, interval, plain, size_words
 from leadline.result import Result, rank_words
 from leadline.spec import UserError
@@ -121,6 +121,7 @@ def _run_context(folder: Path, result: Result, place: int) -> dict[str, Any]:
         "bounds": bound_rows(result),
         "cheapest": cheapest_words(result) if len(result.curves) > 1 else "",
         "texts": text_lines(result),
+        "messages": message_lines(result),
         "certified": certified_rows(result.points),
         "controls": [_control(subject) for subject in subjects(result)[1:]] if controls_of(result) else [],
         "rank": rank_words(distance) if distance is not None else "",

@@ -6,7 +6,7 @@ Knows nothing of how a table looks.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
@@ -36,16 +36,13 @@ class BoundRow:
 
 
 def bound_rows(result: Result) -> list[BoundRow]:
-    """One row a family, the run's own first, under each its shortest message, and one for all families together; empty
-    where there is no distance."""
+    """One row a family, the run's own first, and one for all families together; empty where there is no distance."""
     if distance_of(result)[0] is None:
         return []
     frontier = result.cheapest()
     rows = []
     for family, distance in frontier.distances.items():
         rows.append(_bound_row(family, distance, distance.upper))
-        if (told := result.message(family)) is not None:
-            rows.append(replace(_bound_row(family, told, told.upper), family=f"{family} (message)"))
     if frontier.upper is not None:
         upper = frontier.upper
         rows.append(

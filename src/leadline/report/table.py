@@ -16,7 +16,7 @@ from leadline.information import at_least, at_most
 from leadline.report.columns import show
 from leadline.report.headline import controls_of, distance_of, headline, subjects
 from leadline.report.rows import EPSILON, bound_rows, cost_words, luck_words, size_rows
-from leadline.report.ways import cheapest_words, text_lines
+from leadline.report.ways import cheapest_words, message_lines, text_lines
 from leadline.report.words import NONE, about, interval, plain, short
 from leadline.result import Result, rank_words
 
@@ -78,7 +78,12 @@ def _distances(result: Result, console: Console) -> None:
     show(
         console,
         table,
-        [*cheapest, *text_lines(result), *(f"{letter}  {plain(prior)}" for prior, letter in letters.items())],
+        [
+            *cheapest,
+            *text_lines(result),
+            *message_lines(result),
+            *(f"{letter}  {plain(prior)}" for prior, letter in letters.items()),
+        ],
     )
 
 

@@ -41,7 +41,8 @@ def ways_in(result: Result, wide: bool = True) -> Any | None:
     )  # fmt: skip
     legend = {"columns": 4 if wide else 2, "symbolOpacity": 1}
     colours = [SERIES[place % len(SERIES)] for place in range(len(names))]
-    shapes = [SHAPES[place % len(SHAPES)] for place in range(len(names))]
+    # more families than colours: the second round of colours has other shapes
+    shapes = [SHAPES[(place + place // len(SERIES)) % len(SHAPES)] for place in range(len(names))]
     colour = alt.Color("family:N", scale={"domain": names, "range": colours}, legend=legend)
     shape = alt.Shape("family:N", scale={"domain": names, "range": shapes}, legend=legend)
     tau = alt.InlineData(values=[{"score": result.threshold, "words": f"tau = {result.threshold:g}"}])
@@ -113,10 +114,27 @@ def cheapest_words(result: Result) -> str:
 
 
 def text_lines(result: Result) -> list[str]:
-    """The texts that were found for the behaviour, size by size, quoted so that nothing hides in them."""
-    found = result.spec.get("extra", {}).get("texts", {})
-    own = [(int(name.rsplit("/", 1)[1]), text) for name, text in found.items() if name.startswith("/")]
-    return [f"The text of {size} tokens: {plain(ascii(text), 400)}" for size, text in sorted(own)]
+    """The texts that were found for the behaviour, family by family and size by size, and those that certified soft
+    tokens stand around; quoted so that nothing hides in them."""
+    extra, lines = result.spec.get("extra", {}), []
+    for name, text in extra.get("texts", {}).items():
+        task, family, size = name.rsplit("/", 2)
+        if not task:
+            lines.append(f"The text of {size_words(family, int(size))}: {plain(ascii(text), 400)}")
+    standing = result.points.filter(role="behaviour", estimator="COND").drop_nulls("component_bits")
+    for row in standing.to_dicts():
+        anchor = extra.get("anchors", {}).get(f"/{row['family']}/{row['size']}/{row['seed']}", {}).get("string", "")
+        what = f"The text around which {size_words(row['family'], row['size'])} stand"
+        lines.append(f"{what}: {plain(ascii(anchor), 400)}")
+    return lines
+
+
+def message_lines(result: Result) -> list[str]:
+    """How long each family's shortest message is, and what the number is not."""
+    found = {family: told.upper for family in result.families if (told := result.message(family)) is not None}
+    said = [f"{_said(family)} {upper.value:.0f}" for family, upper in found.items() if upper is not None]
+    what = "Written as bytes that decode to what works (CODE, under the code's own prior, so not the distance), bits: "
+    return [f"{what}{', '.join(said)}."] if said else []
 
 
 def _said(family: str) -> str:

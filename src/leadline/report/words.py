@@ -16,7 +16,7 @@ UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufffe\uffff\ud800-\udfff]"
 )
 UNITS = {
-    "soft_prompt": "soft token", "soft_subspace": "dimension", "vocab_mixture": "token", "steering": "site",
+    "soft_prompt": "soft token", "soft_subspace": "dimension", "vocab_mixture": "soft token", "steering": "site",
     "prefix": "prefix token", "lora": "rank", "tinylora": "number", "text_prompt": "token", "few_shot": "demonstration",
     "prompt_edits": "edit", "conditional_soft_prompt": "conditional token",
 }  # fmt: skip
