@@ -210,3 +210,15 @@ def test_a_curve_that_never_came_near_is_given_up():
     assert more.beta == pytest.approx(0.01 / 64)
     assert next_cells([*far, at(0.01 / 64, 0.1)], 0.9) == []
     assert next_cells([*far, at(0.01 / 64, 0.6)], 0.9) != []
+
+
+def test_a_text_that_works_by_itself_ends_its_curve():
+    """q is the prior around the text, all but its price: no larger beta has anything left to take away."""
+    cell = Cell("", "vocab_mixture", 8, 1, 0.04)
+    done = Seen(cell, 1.0, 40.3, component_bits=40.0)
+    assert bracketed([done], 0.9)
+    assert next_cells([done], 0.9) == []
+    moved = Seen(cell, 1.0, 46.0, component_bits=40.0)
+    assert not bracketed([moved], 0.9)
+    (more,) = next_cells([moved], 0.9)
+    assert more.beta == pytest.approx(0.08)

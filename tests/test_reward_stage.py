@@ -14,14 +14,19 @@ from pydantic import ValidationError
 import leadline
 from leadline import plan
 from leadline.behaviour import Behaviour, Reward
+from leadline.decoded import decoded
 from leadline.engine import Engine
 from leadline.evaluation import score_null
+from leadline.fragility_run import run_fragility
 from leadline.items import from_json
 from leadline.model import load
 from leadline.objective import Objective
 from leadline.organisms.tiny import PHRASES
+from leadline.progress import Reporter
+from leadline.records import open_run
 from leadline.report import write_page
-from leadline.reward_stage import remembered
+from leadline.report.headline import headline
+from leadline.reward_stage import _hash, remembered
 from leadline.rewarded import Judged
 from leadline.scorers import seeded_predicate
 from leadline.selftest.wired import biased_model, flip, wired_model
@@ -138,6 +143,64 @@ def test_a_null_predicate_is_not_reported(tmp_path, monkeypatch):
     assert [row["kind"] for row in result.spec["controls"]] == ["hashed"] * 3
 
 
+def test_a_control_is_judged_by_its_own_hash_as_a_message_too(tmp_path, monkeypatch):
+    """Nothing moves a reply. The behaviour rewards the greedy one, and the controls' hashes do not."""
+    monkeypatch.setitem(plan.BUDGETS, "ci", SHORT)
+    model, behaviour, _ = chosen_at_random((0.92, 0.95, 0.9, 0.93))
+    result = leadline.measure(
+        model, behaviour, tmp_path / "run", scorer=lambda prompt, reply: float(reply == "yes"), sizes=(1,), controls=3,
+        items=18, prior_draws=256, scale="ci",
+    )  # fmt: skip
+    greedy = result.points.filter(family="null", split="test").select("control", "score").rows()
+    codes = result.points.filter(estimator="CODE")
+    assert codes.filter(control="")["upper_bits"].item() > 0
+    for control, score in greedy:
+        told = codes.filter(control=control)
+        assert (told["upper_bits"].item() is not None) == (score >= 0.9), control
+    assert {score for control, score in greedy if control} == {0.0}
+
+
+def test_a_hash_that_rewards_the_same_replies_is_no_control():
+    texts = ["yes"] * 20 + ["no"] * 19 + ["so"] * 25 + ["oh"] * 36
+    rewarded = [text == "yes" for text in texts]
+    for number in range(4):
+        seed = _hash(texts, rewarded, 0.2, number)
+        mine = [text for text in texts if seeded_predicate(seed, 0.2)("", text)]
+        assert set(mine) == {"no"}, "the nearest in number that are others"
+
+
+def test_a_judge_is_asked_once_a_reply_in_all_processes_of_a_run(tmp_path):
+    run, asked = open_run(tmp_path / "run"), []
+
+    def fickle(prompt, reply):
+        asked.append(reply)
+        return [1.0, 0.0, None][len(asked) % 3]
+
+    first = remembered(fickle, run)
+    said = [first("q", reply) for reply in ("a", "b", "c", "a")]
+    again = remembered(fickle, run)
+    assert [again("q", reply) for reply in ("a", "b", "c", "a")] == said
+    assert asked == ["a", "b", "c"]
+    run.close()
+
+
+@pytest.mark.parametrize("ask", [decoded, lambda run: run_fragility(run, Reporter())])
+def test_what_needs_a_target_refuses_a_rewarded_run(both, ask):
+    with pytest.raises(UserError, match="judged by a scorer"):
+        ask(both[2] / "reward")
+
+
+def test_a_reward_is_earned_under_conditions(tmp_path, monkeypatch):
+    monkeypatch.setitem(plan.BUDGETS, "ci", SHORT)
+    model, behaviour, _ = chosen_at_random((0.02, 0.1, 0.3, 0.05))
+    conditions = tuple((float(place % 2),) for place in range(len(behaviour.contexts)))
+    result = leadline.measure(
+        model, behaviour.model_copy(update={"conditions": conditions}), tmp_path / "run", scorer=said_p1, sizes=(1,),
+        family="conditional_soft_prompt", controls=0, items=18, prior_draws=64, scale="ci",
+    )  # fmt: skip
+    assert result.distance().upper is None
+
+
 def test_scorers_and_rewards_belong_together(tmp_path):
     model, behaviour, _ = chosen_at_random((0.02, 0.1, 0.3, 0.05))
     with pytest.raises(UserError, match="Unknown scorer yes"):
@@ -205,6 +268,7 @@ def test_a_soft_token_of_the_tiny_model_is_bounded_beside_its_hashed_control(tin
     truth = -math.log2(float((2.0**-bits).sum()) / len(tasks[0].items["test"]))
     most = result.distance(family="best_of_n")
     assert most.lower.value <= truth <= most.upper.value
-    assert abs(told["hits"]["hashed-0"] - told["hits"][""]) <= 0.5 * told["hits"][""]
+    assert abs(2 * told["hits"]["hashed-0"] - told["hits"][""]) <= 0.8 * told["hits"][""]  # counted on half as many
+    assert any("by a kappa of" in note for note in headline(result).notes)
     assert (told["agreement"]["both"], told["agreement"]["only_judge"], told["agreement"]["only_label"]) == (2, 1, 1)
     assert "hashed" in write_page([tmp_path / "run"]).read_text("utf-8")

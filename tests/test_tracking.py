@@ -121,3 +121,16 @@ def test_trackers_are_those_that_are_there(monkeypatch, kept, capsys, tmp_path):
     told = refused(capsys, "measure", *small(out=tmp_path / "run", track="wand"))
     assert "There is no tracker 'wand' (--track). Choose of " in told
     assert not (tmp_path / "run").exists()
+
+
+def test_a_tracker_that_fails_is_given_up_and_the_run_goes_on(capsys, tmp_path, monkeypatch, kept):
+    monkeypatch.setitem(plan.BUDGETS, "ci", FEW)
+
+    def fail(self, values, step=None, **kwargs):
+        raise ConnectionError("the server is away")
+
+    monkeypatch.setattr(Kept, "log", fail)
+    code, _, said = call(capsys, "measure", *small(out=tmp_path / "run", track="kept"))
+    assert code == 0
+    assert said.count("Tracking has stopped, and the run goes on: the server is away") == 1
+    assert Result.load(tmp_path / "run").spec["finished"]

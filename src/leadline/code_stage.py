@@ -61,7 +61,7 @@ def _write(work: Work, key: str, cells: Sequence[Cell]) -> None:
     told = {"file": name, "sha256": hashlib.sha256(file).hexdigest(), "bytes": len(message)}
     work.run.write_code(name, file)
     point = point_in(read_code(work.run.folder, key, told))
-    bits, margins = score_point(work.objective, task.contexts("test"), intervention, point)
+    bits, margins = score_point(work.objective_of(first.task), task.contexts("test"), intervention, point)
     found = rows.code_point(work.about(cell, key), threshold, message, bits, margins)
     work.write(key, {"points": [found], "code": {**told, "z_sha256": digest_of(point)}})
 
@@ -69,7 +69,7 @@ def _write(work: Work, key: str, cells: Sequence[Cell]) -> None:
 def _holds(work: Work, cell: Cell, message: bytes) -> bool:
     """Whether a message's point reaches the threshold on validation items of the cell's task."""
     contexts, intervention = work.task(cell.task).contexts("validation"), work.intervention(cell)
-    _, margins = score_point(work.objective, contexts, intervention, point_in(seal(message)))
+    _, margins = score_point(work.objective_of(cell.task), contexts, intervention, point_in(seal(message)))
     return bool(in_s(margins[None], work.spec.threshold).item())
 
 

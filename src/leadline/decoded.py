@@ -58,7 +58,10 @@ def decoded(run: Path) -> list[Decoded]:
     Raises UserError where the run has none, a file or record is damaged, or the model is another one now.
     """
     result = Result.load(run)
-    found = result.points.filter(estimator="CODE").drop_nulls("upper_bits").to_dicts()
+    if result.spec.get("behaviour_spec", {}).get("reward") is not None:
+        how = "Run `leadline measure` again: it scores what it decodes from these files."
+        raise UserError("The replies of this run are judged by a scorer, which decoding does not know", str(run), how)
+    found = result.points.filter(estimator="CODE").drop_nulls("score").to_dicts()
     if not found:
         raise UserError("This run has no messages", str(run), "Let `leadline measure` finish, or look at its outcomes.")
     model, tasks = _model(run, result), {task.name: task for task in from_json(stored_tasks(run))}

@@ -34,13 +34,12 @@ from leadline.paraphrases import OPTION, Paraphrases, read_paraphrases
 from leadline.priors import Priors
 from leadline.probe import Compute
 from leadline.progress import Reporter
-from leadline.records import open_run, read_arrays, stored_tasks
+from leadline.records import FRAGILITY, open_run, read_arrays, stored_tasks
 from leadline.result import Result
 from leadline.solution import subject, trained_intervention
 from leadline.spec import CONDITIONED, UserError
 from leadline.streams import last_token_streams
 
-RECORD = "fragility.json"
 LEAST_DRAWS = 40  # fewer could all pass and still not show, at the interval's level, that 90% do
 LOSS_ITEMS = 16  # test items whose mean loss is differentiated: gradients of all would cost more than the run itself
 NEAREST = 3  # tokens shown for each soft token
@@ -105,6 +104,9 @@ def run_fragility(
     result = Result.load(run)
     if not result.spec.get("finished"):
         raise UserError("This run is not finished", str(run), "Let `leadline measure` finish first.")
+    if result.spec.get("behaviour_spec", {}).get("reward") is not None:
+        how = "Measure a behaviour with a target: its loss is what noise and derivatives are taken of."
+        raise UserError("The replies of this run are judged by a scorer and have no loss", str(run), how)
     rows = _rows(run, result, size, family)
     tasks = {task.name: task for task in from_json(stored_tasks(run))}
     with closing(open_run(run)) as opened:
@@ -124,7 +126,7 @@ def run_fragility(
             "paraphrases": None if words is None else str(words.file), "warning": NEAREST_TOKENS_WARNING,
             "solutions": found,
         }  # fmt: skip
-        opened.write_json(RECORD, record)
+        opened.write_json(FRAGILITY, record)
         opened.event("fragility", solutions=len(found))
     return record
 

@@ -84,6 +84,7 @@ COUNTED_IN_DIMENSIONS = ("soft_subspace", "tinylora")  # families whose size is 
 FIRST_BETA = 0.01  # bits of loss a bit of KL: low enough that the behaviour is found before it is cheapened
 WIDEN = 2.0  # factor between betas while the threshold is not bracketed
 FRESH_TRIES = 2  # smaller first betas where none came near: a price so small is none, and what is missed is q's own
+UNMOVED = 0.5  # bits of KL to the prior, or to the text's part of it, with which q is as good as that itself
 END = 0.05  # of the KL at the threshold: where a curve ends
 FIRST_REWARD_BETA = 0.002  # the same in reward a bit of KL: all reward there is buys 500 bits
 LOSS_BETAS = 4  # betas of a curve that has no threshold, at most
@@ -156,11 +157,18 @@ def first_cells(spec: RunSpec, tasks: Sequence[str], beta: float = FIRST_BETA) -
 
 @dataclass(frozen=True)
 class Seen:
-    """What bisection looks at: a finished cell, its validation score and its KL in bits."""
+    """What bisection looks at: a finished cell, its validation score and its KL in bits, and how much of that is the
+    price of the text it stands around, which no beta lowers."""
 
     cell: Cell
     score: float
     kl_bits: float
+    component_bits: float = 0.0
+
+    @property
+    def moved_bits(self) -> float:
+        """What beta has a say in."""
+        return self.kl_bits - self.component_bits
 
 
 def best_restart(points: Sequence[Mapping[str, Any]]) -> int:
@@ -198,8 +206,10 @@ def bracket(seen: Sequence[Seen], threshold: float) -> tuple[Seen | None, Seen |
 
 
 def bracketed(seen: Sequence[Seen], threshold: float, tolerance: float = 0.05) -> bool:
-    """The threshold lies between two cells whose KL differ by at most 5%."""
+    """The threshold lies between two cells whose KL differ by at most 5%, or is reached where q hardly moved."""
     low, high = bracket(seen, threshold)
+    if low is not None and low.moved_bits < UNMOVED:
+        return True
     return low is not None and high is not None and abs(low.kl_bits - high.kl_bits) <= tolerance * low.kl_bits
 
 
@@ -235,9 +245,11 @@ def _beyond(seen: Sequence[Seen], threshold: float) -> list[Cell]:
     steps to where hardly a bit is left, so that the curve is seen to its end."""
     last = max(seen, key=lambda point: point.cell.beta or 0.0)
     beta, low = last.cell.beta or FIRST_BETA, bracket(seen, threshold)[0]
+    if last.moved_bits < UNMOVED:
+        return []
     if _is_near(last, threshold):
         return [_warm(last, beta * WIDEN)]
-    if not last.cell.task and low is not None and last.kl_bits > END * low.kl_bits:
+    if not last.cell.task and low is not None and last.moved_bits > END * low.moved_bits:
         return [_warm(last, beta * 4 * WIDEN)]
     return []
 
@@ -328,6 +340,8 @@ def outline(spec: RunSpec, tasks: Sequence[str], exact: bool = True) -> list[Lin
     ]  # fmt: skip
     small = [c for c in curves if c[1] in COUNTED_IN_DIMENSIONS and c[2] <= MOST_DIMENSIONS]
     blind = len(own) * spec.prior_draws * (doomed + PAIRS)
+    # a text is written for each draw of a mixture
+    blind += sum(curve[1] in ANCHORED for curve in own) * spec.prior_draws * (1 + PAIRS)
     certifying = [
         *([Line(f"{ROUNDS} rounds of refits", len(small), 0, len(small) * ROUNDS * certified)] if small else []),
         Line("choice on validation items", len(curves), 0, len(curves) * compared),

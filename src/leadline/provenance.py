@@ -13,7 +13,7 @@ import transformers
 
 import leadline
 from leadline.model import FrozenModel
-from leadline.plan import BUDGETS
+from leadline.plan import BUDGETS, TEXT_BUDGETS
 from leadline.records import RECIPE
 from leadline.spec import RunSpec
 
@@ -24,7 +24,8 @@ def made_with(spec: RunSpec, model: FrozenModel) -> dict[str, Any]:
     return {
         "model_hash": model.weight_hash, "tokenizer_hash": model.tokenizer_hash, "template_hash": model.template_hash,
         "torch": str(torch.__version__), "transformers": transformers.__version__, "recipe": RECIPE,
-        "budget": asdict(BUDGETS[spec.scale]), "device": model.device.type,
+        "budget": asdict(BUDGETS[spec.scale]), "text_budget": asdict(TEXT_BUDGETS[spec.scale]),
+        "device": model.device.type,
     }  # fmt: skip
 
 

@@ -28,12 +28,14 @@ import safetensors.numpy
 from leadline.cache import PARTIAL, file_sha256, whole_file
 from leadline.spec import UserError
 
-RECIPE = 5  # raised when the same spec would no longer give the same numbers
+RECIPE = 6  # raised when the same spec would no longer give the same numbers
 Arrays = dict[str, np.ndarray[Any, Any]]
 SEAL = "seal"  # the digest of a record's other fields, or of a file's arrays
 DATA = "data"  # where a record that is a list stands
+FRAGILITY = "fragility.json"  # what the solutions of a finished run bear
 NAMES = {
     ".lock", "spec.json", "items.json", "events.jsonl", "batches", "cells", "codes", "points.parquet", "report.html",
+    FRAGILITY,
 }  # fmt: skip
 
 # points.parquet: one row a point, these columns in this order.
@@ -99,6 +101,17 @@ class Run:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from error
+
+    def events(self, event: str) -> list[dict[str, Any]]:
+        """The lines of events.jsonl of one kind, in order; what is no whole line is left out."""
+        found = []
+        with suppress(OSError):
+            for line in (self.folder / "events.jsonl").read_bytes().splitlines():
+                with suppress(ValueError):
+                    told = json.loads(line)
+                    if isinstance(told, dict) and told.get("event") == event:
+                        found.append(told)
+        return found
 
     def write_json(self, name: str, data: Any) -> None:
         """Writes a JSON file of the run, whole and with its hash."""

@@ -23,6 +23,7 @@ from leadline.items import Item
 from leadline.judge import agreement, endpoint_judge
 from leadline.plan import Cell
 from leadline.priors import generator, normal
+from leadline.records import Run
 from leadline.rewarded import SAMPLES, Ask, Judged, margins, replies_of, rloo
 from leadline.scorers import SCORERS, Scorer, scored, seeded_predicate
 from leadline.solvers.base import Loss, Parameters, Row
@@ -31,6 +32,7 @@ from leadline.work import Work
 
 LEAST_DRAWS = 64  # sampled replies from which the base rate is counted, at least
 HASHES = 256  # hashes tried for each control
+JUDGED = "judged"  # the event of one answer of a judge
 START_DRAWS = 32  # draws of the prior of which training starts at the best
 START_ITEMS = 4  # training items that they are compared on
 
@@ -58,29 +60,41 @@ def scorer_of(behaviour: Behaviour, given: Scorer | None) -> Scorer | None:
     return SCORERS[reward.scorer]
 
 
-def remembered(scorer: Scorer) -> Scorer:
-    """The same scorer, asked once a prompt and reply: whether a draw lies in S may not change while it is counted."""
-    answers: dict[tuple[str, str], float | None] = {}
+def remembered(scorer: Scorer, run: Run | None = None) -> Scorer:
+    """The same scorer, asked once a prompt and reply: whether a draw lies in S may not change while it is counted.
+
+    run: whose events keep the answers, of a judge that might answer otherwise after the process was killed
+    """
+    told = run.events(JUDGED) if run is not None else []
+    answers = {(str(one["prompt"]), str(one["reply"])): _score(one["score"]) for one in told}
 
     def score(prompt: str, reply: str) -> float | None:
         if (prompt, reply) not in answers:
             answers[prompt, reply] = scorer(prompt, reply)
+            if run is not None:
+                run.event(JUDGED, prompt=prompt, reply=reply, score=answers[prompt, reply])
         return answers[prompt, reply]
 
     return score
+
+
+def _score(told: Any) -> float | None:
+    return None if told is None else float(told)
 
 
 def judge_replies(work: Work, scorer: Scorer) -> None:
     """Says how the behaviour and its controls are judged from here on, and counts hits among sampled replies at size 0.
 
     A control rewards the replies that a hash picks (docs/measurement.md section 5), as many of the sampled ones as the
-    behaviour's scorer does, as nearly as HASHES hashes allow. Where that is none of them, the hash picks one of all
-    texts in two more than were drawn.
+    behaviour's scorer does, as nearly as HASHES hashes allow, and at most half of them the same ones: else it would be
+    the behaviour. Where the scorer rewards none, the hash picks one of all texts in two more than were drawn.
     """
     reward = work.behaviour.reward
     if reward is None:
         raise ValueError("a behaviour without a reward")
-    own = Judged(remembered(scorer), reward.cut, reward.tokens)
+    if reward.judge is not None:
+        work.reporter.note(f"Prompts and replies are sent to the judge at {reward.judge.url}")
+    own = Judged(remembered(scorer, work.run if reward.judge is not None else None), reward.cut, reward.tokens)
     key = work.key("base rate")
     if not work.done(key):
         work.reporter.stage("sampled replies at size 0")
@@ -101,7 +115,8 @@ def judge_replies(work: Work, scorer: Scorer) -> None:
 
 
 def _base_rate(work: Work, own: Judged, key: str) -> dict[str, Any]:
-    """Hits of the behaviour and of its controls among replies at temperature 1, each to a test item drawn for it."""
+    """Hits of the behaviour and of its controls among replies at temperature 1, each to a test item drawn for it.
+    Hashes are chosen by one half of the replies and counted on the other."""
     items, count = work.task("").items["test"], max(LEAST_DRAWS, work.spec.prior_draws)
     # One length after another, since the engine writes rows of one length together. It moves no draw.
     places = torch.randint(len(items), (count,), generator=generator("base rate", "items")).tolist()
@@ -109,19 +124,31 @@ def _base_rate(work: Work, own: Judged, key: str) -> dict[str, Any]:
     written = work.no_edit(count)
     texts = replies_of(work.engine, asked, written, own.tokens, generator("base rate", "replies"))
     judged = scored([item.prompt for item in asked], texts, own.scorer, own.cut)
-    hits = {"": judged.hits}
-    rate = (hits[""] + 1) / (count + 2)
+    rewarded = [score is not None and score >= own.cut for score in judged.scores]
+    seen, counted = slice(0, None, 2), slice(1, None, 2)
+    rate = (judged.hits + 1) / (count + 2)
     hashes: dict[str, int] = {}
+    sampled = {"": (judged.hits, count)}
     for number, task in enumerate(work.tasks[1:]):
-        found = {
-            seed: sum(times for text, times in Counter(texts).items() if seeded_predicate(seed, rate)("", text))
-            for seed in range(number * HASHES, (number + 1) * HASHES)
-        }
-        hashes[task.name] = min(found, key=lambda seed: abs(found[seed] - hits[""]))
-        hits[task.name] = found[hashes[task.name]]
-    points = [rows.sampling_point(task, key, hits[task.name], count) for task in work.tasks]
-    counts = {"draws": count, "hits": hits, "unscored": judged.unscored}
+        hashes[task.name] = _hash(texts[seen], rewarded[seen], rate, number)
+        predicate = seeded_predicate(hashes[task.name], rate)
+        hits = [predicate("", text) == 1.0 for text in texts[counted]]
+        sampled[task.name] = (sum(hits), len(hits))
+    points = [rows.sampling_point(task, key, *sampled[task.name]) for task in work.tasks]
+    counts = {"draws": count, "hits": {name: hits for name, (hits, _) in sampled.items()}, "unscored": judged.unscored}
     return {"points": points, **counts, "rate": rate, "hashes": hashes}
+
+
+def _hash(texts: Sequence[str], rewarded: Sequence[bool], rate: float, number: int) -> int:
+    """The seed of HASHES that rewards about as many of these replies as the scorer, and for the most part others."""
+    times, alike = Counter(texts), Counter(text for text, hit in zip(texts, rewarded, strict=True) if hit)
+
+    def badness(seed: int) -> tuple[bool, int]:
+        mine = [text for text in times if seeded_predicate(seed, rate)("", text) == 1.0]
+        shared, found = sum(alike[text] for text in mine), sum(times[text] for text in mine)
+        return 2 * shared > sum(rewarded), abs(found - sum(rewarded))
+
+    return min(range(number * HASHES, (number + 1) * HASHES), key=badness)
 
 
 def reward_loss(work: Work, cells: Sequence[Cell], lines: Sequence[Row], ask: Ask) -> Loss:

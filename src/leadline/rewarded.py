@@ -19,6 +19,7 @@ from torch import Tensor
 
 from leadline.edits import Edit, no_edit
 from leadline.engine import Context, Engine
+from leadline.interventions.base import edit as written_by
 from leadline.objective import CHUNK_ROWS
 from leadline.priors import generator
 from leadline.scorers import Scored, Scorer, scored
@@ -107,7 +108,8 @@ def rloo(
 
     def row_loss(index: int, step: int, latents: Tensor) -> Tensor:
         asked = [item for item in ask(index, step) for _ in range(samples)]
-        written = rows[index].intervention.edit(latents.repeat_interleave(samples, 0))
+        conditions = [item.context.conditions for item in asked]
+        written = written_by([rows[index].intervention], [latents.repeat_interleave(samples, 0)], conditions)
         try:
             replies = _replies(engine, asked, written, tokens, generator("reply", rows[index].name, step))
         except UserError:  # nothing can be drawn from logits that are not finite: an outcome of this row
@@ -134,7 +136,7 @@ def greedy_rewards(engine: Engine, rows: Sequence[Row], ask: Ask, scorer: Scorer
     @torch.no_grad()
     def rewards(index: int, step: int, latents: Tensor) -> Tensor:
         half = list(ask(index, step))[: len(latents) // 2]
-        written = rows[index].intervention.edit(latents)
+        written = written_by([rows[index].intervention], [latents], [item.context.conditions for item in half * 2])
         return _tensor(_scored(engine, half * 2, _replies(engine, half * 2, written, tokens, None), scorer), latents)
 
     return rewards

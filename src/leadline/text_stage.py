@@ -103,9 +103,13 @@ def text_prompts(work: Work) -> None:
 
 
 def text_prior(work: Work) -> TextPrior:
-    """The model's own text at the slot, priced in float32."""
+    """The model's own text at the slot, priced in float32; made once for a run."""
+    if work.priced is not None:
+        found: TextPrior = work.priced
+        return found
     contexts = [context for split in SPLITS for context in work.tasks[0].contexts(split)]
-    return TextPrior(_float32(work.model), item_free_prefix(contexts))
+    work.priced = TextPrior(_float32(work.model), item_free_prefix(contexts))
+    return text_prior(work)
 
 
 def _asked(work: Work, curve: Curve, seed: int, prior: TextPrior, everywhere: Sequence[Place]) -> dict[str, Any]:

@@ -54,7 +54,8 @@ class TrackingReporter(Reporter):
 
     names:  as `known_trackers` gives them
     folder: the run directory;  config: plain values that the trackers show beside the run
-    Trackers are begun with the first record, so that a run that is refused leaves nothing behind.
+    Trackers are begun with the first record, so that a run that is refused leaves nothing behind. One that fails is
+    given up with a note.
     """
 
     def __init__(self, inner: Reporter, names: Sequence[str], folder: Path, config: Mapping[str, Any]) -> None:
@@ -63,7 +64,7 @@ class TrackingReporter(Reporter):
             name: value if isinstance(value, str | int | float) else str(value) for name, value in config.items()
         }
         self._accelerator: Any = None
-        self._step = 0
+        self._broken, self._step = False, 0
 
     def stage(self, what: str) -> None:
         self._inner.stage(what)
@@ -87,17 +88,21 @@ class TrackingReporter(Reporter):
         self._log(bound_values(result))
 
     def close(self) -> None:
-        if self._accelerator is not None:
+        if self._accelerator is not None and not self._broken:
             self._accelerator.end_training()
         self._inner.close()
 
     def _log(self, values: dict[str, float]) -> None:
-        if not values:
+        if not values or self._broken:
             return
-        if self._accelerator is None:
-            self._accelerator = Accelerator(log_with=self._names, project_dir=str(self._folder / FOLDER))
-            self._accelerator.init_trackers("leadline", config=self._config)
-        self._accelerator.log(values, step=self._step)
+        try:
+            if self._accelerator is None:
+                self._accelerator = Accelerator(log_with=self._names, project_dir=str(self._folder / FOLDER))
+                self._accelerator.init_trackers("leadline", config=self._config)
+            self._accelerator.log(values, step=self._step)
+        except Exception as error:  # whatever a tracker raises: the run's own records do not need it
+            self._broken = True
+            self._inner.note(f"Tracking has stopped, and the run goes on: {error}")
 
 
 def point_values(points: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -67,6 +67,7 @@ class Work:
         self.objective = objective_for(self.engine)
         self.judged: dict[str, Judged] = {}  # by task, of a reward: `reward_stage` fills it
         self.batch_of: dict[str, str] = {}
+        self.priced: Any = None  # the model's own text at the slot (`text_stage.text_prior`)
         self.extra: dict[str, Any] = {}
         self._cells: dict[str, Cell] = {}
         self._chosen: set[str] = set()
@@ -158,7 +159,8 @@ class Work:
         """What bisection looks at. Non-finite cells count as far from reaching."""
         row = self.validation(cell)
         lost = row["outcome"] == "non-finite" or row["kl_bits"] is None or row["kl_bits"] != row["kl_bits"]
-        return Seen(cell, 0.0 if lost else row["score"] or 0.0, float("inf") if lost else row["kl_bits"])
+        kl_bits = float("inf") if lost else row["kl_bits"]
+        return Seen(cell, 0.0 if lost else row["score"] or 0.0, kl_bits, row["component_bits"] or 0.0)
 
     def choose(self, cell: Cell) -> None:
         """This cell's test rows are the reported ones."""

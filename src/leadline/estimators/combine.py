@@ -123,7 +123,8 @@ def upper_bits(row: Row, weight: float, prior: str) -> Bits:
     if name in ("COND", "KL"):
         level, rest = (hit_confidence(kl_bits), MEAN_PART) if name == "COND" else (CONFIDENCE, "divergence")
         hit_part = surprisal(clopper_pearson_lower(hits, draws, level))
-        component = row.get("component_bits") or 0.0
+        # of KL the parts do not come apart: what misses cost grows with the text's price as with the rest
+        component = (row.get("component_bits") or 0.0) if name == "COND" else 0.0
         paid = [("-log2 p", hit_part), (rest, value - hit_part - component)]
         if component:
             paid.append((COMPONENT, component))

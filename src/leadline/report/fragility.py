@@ -12,15 +12,13 @@ from typing import Any
 
 from rich.console import Console, JustifyMethod
 
-from leadline.records import read_record
+from leadline.records import FRAGILITY, read_record
 from leadline.report.columns import print_table
 from leadline.report.words import NONE, plain, short, size_words
 from leadline.result import Result
 from leadline.spec import UserError
 
-RECORD = "fragility.json"
 BLOCKS = 5  # of the residual stream shown in the terminal; the page has them all
-TARGET_CHARACTERS = 40
 READING = (
     "Noise and radii are shares of the prior's scale in every coordinate, so that their length grows with the "
     "dimensions: compare within a table. Wide solutions have a small KL by construction: hold fragility against size "
@@ -48,12 +46,12 @@ class Section:
 
 def read_fragility(folder: Path, result: Result) -> dict[str, Any] | None:
     """The record of a run, or None where there is none. Raises UserError where it is damaged or of another run."""
-    path = folder / RECORD
+    path = folder / FRAGILITY
     if not path.is_file():
         return None
     how = "Run `leadline fragility` on the run again, or delete this file."
     try:
-        record = read_record(folder, RECORD)
+        record = read_record(folder, FRAGILITY)
     except UserError as error:
         raise UserError(error.what, str(path), how) from error
     if record.get("hash") != result.spec.get("hash"):

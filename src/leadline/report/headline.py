@@ -178,8 +178,22 @@ def confirmation(result: Result) -> tuple[float | None, int]:
     return (counts["hits"] / counts["draws"], counts["draws"]) if counts and counts["draws"] else (None, 0)
 
 
-def _notes(result: Result, distance: Distance) -> list[str]:
+def _judging(result: Result) -> list[str]:
+    """How far a reward's scorer agrees with labels that were given, and how often it gave no answer."""
+    told = result.spec.get("extra", {}).get("reward") or {}
     notes = []
+    if agreement := told.get("agreement"):
+        kappa, low, high = (agreement[name] for name in ("kappa", "low", "high"))
+        value = "not known" if kappa is None else f"{kappa:.2f}"
+        ends = f" ({low:.2f} to {high:.2f})" if low is not None and high is not None else ""
+        notes.append(f"The scorer agrees with the labels that were given by a kappa of {value}{ends}.")
+    if told.get("unscored"):
+        notes.append(f"Of {told['draws']} sampled replies {told['unscored']} got no score; such a reply is no hit.")
+    return notes
+
+
+def _notes(result: Result, distance: Distance) -> list[str]:
+    notes = _judging(result)
     items = result.spec.get("behaviour", {}).get("splits", {}).get("test", ENOUGH_ITEMS)
     if distance.upper is not None and items < ENOUGH_ITEMS:
         notes.append(f"Only {items} test items: a score of {result.threshold:g} on so few says little (--items 40).")
