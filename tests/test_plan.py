@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leadline.estimators.splitting import Schedule, advance, start
+from leadline.outline import outline
 from leadline.plan import (
     BUDGETS,
     FIRST_BETA,
@@ -23,7 +24,6 @@ from leadline.plan import (
     gradient_cells,
     loss_cells,
     next_cells,
-    outline,
 )
 from leadline.spec import RunSpec
 

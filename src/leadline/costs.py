@@ -13,7 +13,8 @@ from leadline.edits import EmbeddingEdit
 from leadline.engine import Engine, shared_prefix
 from leadline.items import sample_contexts
 from leadline.model import FrozenModel
-from leadline.plan import BUDGETS, outline
+from leadline.outline import outline
+from leadline.plan import BUDGETS
 from leadline.priors import Priors
 from leadline.rewarded import SAMPLES
 from leadline.spec import RunSpec

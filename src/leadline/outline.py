@@ -1,0 +1,115 @@
+"""What a plan will do, line by line, with rounds and draws counted at their most: batches, sequences with a backward
+pass and without. Pure, as the plan is; what a sequence costs on this machine stands in `costs`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from leadline.estimators.lower import PAIRS
+from leadline.estimators.message import TRIED
+from leadline.plan import BUDGETS, CANDIDATES, COUNTED_IN_DIMENSIONS, LOSS_BETAS, TEXT_BUDGETS, gradient_cells, restarts
+from leadline.refit import MOST_DIMENSIONS, ROUNDS
+from leadline.scoring import needed
+from leadline.spec import ANCHORED, TEXTS, RunSpec
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the printed plan. passes: sequences with a backward pass; scored: sequences without."""
+
+    what: str
+    batches: int
+    passes: int
+    scored: int
+
+
+def outline(spec: RunSpec, tasks: Sequence[str], exact: bool = True) -> list[Line]:
+    """What the run will do; rounds and draws are counted at their most. exact: the behaviour is scored by exact match,
+    so it has a threshold to bracket and bounds to certify."""
+    budget, items = BUDGETS[spec.scale], spec.items
+    cells = gradient_cells(spec, tasks)
+    curves = {cell.curve for cell in cells}
+    own = [curve for curve in curves if not curve[0]]
+    doomed = items - needed(spec.threshold, items) + 1  # a draw that never hits is dropped after so many items
+    rounds = budget.rounds if exact else min(LOSS_BETAS - 1, budget.rounds)
+    later = len(curves) * (max(0, 2 * rounds - 1) if exact else rounds)  # one cell a curve while it widens, then two
+    a_step = len(cells) * budget.contexts
+    count = math.ceil(a_step / budget.sequences)
+    point = items * budget.curve_draws
+    compared, certified = CANDIDATES * budget.choice_draws * items // 2, spec.draws * items * 3 // 4
+    training = [
+        Line("size 0 and direct cost", 1, 0, 2 * items * len(tasks)),
+        Line("size curve (gradient)", count, a_step * budget.gradient_steps, 3 * items * len(cells)),
+        Line("rate-distortion curve, first beta", count, a_step * budget.first_steps, point * len(cells)),
+        Line(f"at most {rounds} more rounds", rounds * math.ceil(2 * len(curves) * budget.contexts / budget.sequences),
+             later * budget.contexts * budget.round_steps, point * later),
+    ]  # fmt: skip
+    small = [c for c in curves if c[1] in COUNTED_IN_DIMENSIONS and c[2] <= MOST_DIMENSIONS]
+    blind = len(own) * spec.prior_draws * (doomed + PAIRS)
+    # a text is written for each draw of a mixture
+    blind += sum(curve[1] in ANCHORED for curve in own) * spec.prior_draws * (1 + PAIRS)
+    certifying = [
+        *([Line(f"{ROUNDS} rounds of refits", len(small), 0, len(small) * ROUNDS * certified)] if small else []),
+        Line("choice on validation items", len(curves), 0, len(curves) * compared),
+        Line(f"certified upper bounds, {spec.draws} draws", len(curves), 0, len(curves) * certified),
+        Line("solutions as messages", len(curves), 0, len(curves) * (2 * len(TRIED) + 1) * items),
+        Line(f"certified lower bound, {spec.prior_draws} draws", len(own), 0, blind),
+    ]  # fmt: skip
+    texts = [line for family in spec.family if family in TEXTS for line in _texts(spec, family, len(tasks), exact)]
+    return [*_anchors(spec, len(tasks)), *training, *([*certifying, *_splitting(spec)] if exact else []), *texts]
+
+
+def _anchors(spec: RunSpec, tasks: int) -> list[Line]:
+    """The searches for the texts that restarts stand around. One of two is that of `text_prompt` of the same size."""
+    found = []
+    for family in spec.family:
+        if family in ANCHORED:
+            budget, curves = TEXT_BUDGETS[spec.scale], len(spec.sizes_of(family)) + tasks - 1
+            searches = curves * restarts(spec, family)
+            tried = budget.contexts * (budget.drawn + budget.steps * budget.candidates)
+            passes = searches * budget.steps * budget.contexts
+            found.append(Line("search for texts to stand around", searches, passes, searches * tried))
+    return found
+
+
+def _splitting(spec: RunSpec) -> list[Line]:
+    """The particles' line: the pilot, and runs of as many levels, each of which moves every particle. A particle is
+    dropped where it cannot stay above its level, so this is far more than most take."""
+    budget = BUDGETS[spec.scale]
+    if "soft_subspace" not in spec.family or not budget.particles:
+        return []
+    runs = len(spec.sizes_of("soft_subspace")) * (budget.runs + 1)
+    a_run = budget.particles * (1 + budget.moves * (budget.most_levels - 1))
+    return [Line(f"splitting, at most {budget.most_levels} levels", runs, 0, runs * a_run * spec.items)]
+
+
+def _texts(spec: RunSpec, family: str, tasks: int, exact: bool) -> list[Line]:
+    """One family of texts: how its texts are found, those that hold on other items, and draws of the prior. A text of k
+    demonstrations counts as k contexts beside the one that it stands in; any other as no more than its context."""
+    budget, items, sizes = TEXT_BUDGETS[spec.scale], spec.items, spec.sizes_of(family)
+    few, edits = family == "few_shot", family == "prompt_edits"
+    found = budget.shown if few else budget.judged
+    # Validation items, and the nearest on some training items; once per curve the best on test items; of those that
+    # hold on validation items all on test items, and the behaviour's that hold there too on the confirmation's.
+    a_seed = (
+        (found if exact else 0) * items
+        + 2 * items
+        + budget.contexts * (budget.shown if few else budget.drawn + budget.steps * budget.candidates)
+    )
+    tested = found * items if exact else 0
+    curves = [*((size, True) for size in sizes), *((size, False) for size in sizes[:1] for _ in range(tasks - 1))]
+    searches, scored, passes = len(curves) * spec.seeds, 0, 0
+    for size, own in curves:
+        length = 1 + size if few else 1
+        scored += length * (spec.seeds * (a_seed + (2 if own else 1) * tested) + items)
+        passes += 0 if few else spec.seeds * budget.steps * budget.contexts
+    what = "demonstrations" if few else "search for edits" if edits else "search for texts"
+    lines = [Line(f"{what}, and what holds", searches, passes, scored + (2 * items * tasks if edits else 0))]
+    if exact and not few and spec.prior_draws:
+        doomed = items - needed(spec.threshold, items) + 1
+        told = f"{'edits' if edits else 'texts'} drawn blindly, {spec.prior_draws}"
+        lines.append(Line(told, len(sizes), 0, len(sizes) * spec.prior_draws * doomed))
+    return lines
