@@ -14,6 +14,7 @@ from leadline import text_stage
 from leadline.behaviour import Behaviour, Reply, questions
 from leadline.behaviour import load as behaviour
 from leadline.checkpoint import Checkpoint
+from leadline.compare import load_sides
 from leadline.model import load
 from leadline.progress import Reporter
 from leadline.records import open_run
@@ -133,3 +134,12 @@ def test_every_context_is_a_place(tiny):
         assert tiny.tokenizer.decode(list(place.after)).startswith(text)
         tokens = tiny.tokenizer("hi", add_special_tokens=False)["input_ids"]
         assert place.typed("hi") == (*place.before, *tokens, *place.after)
+
+
+def test_two_runs_of_texts_are_compared_item_by_item(run):
+    _, folder = run
+    side, other = load_sides([folder, folder])
+    for size in SMALL["sizes"]:
+        record = side.record("text_prompt", size)
+        assert record["costs"]["test"] == other.record("text_prompt", size)["costs"]["test"]
+        assert len(record["right"]["test"]) == SMALL["items"]

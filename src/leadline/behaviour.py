@@ -182,7 +182,9 @@ class Behaviour(BaseModel):
         if (self.scored == "reward") != (self.reward is not None):
             raise ValueError("scored: reward and a reward belong together")
         if (self.reply.source == "free") != (self.reward is not None):
-            raise ValueError("a reward judges free replies: give it no reply, and a behaviour without it one")
+            raise ValueError(
+                "give either a reply that is wanted word for word or a reward that judges any reply, and not both"
+            )
         if self.reward is not None and (self.reply.tokens != self.reward.tokens or self.ends or self.counted):
             raise ValueError("a reward says how long replies are, and knows no end and no boards")
         return self

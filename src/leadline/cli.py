@@ -143,7 +143,9 @@ def measure(
     from leadline.model import load
     from leadline.probe import recorded
     from leadline.progress import Reporter, RichReporter
+    from leadline.reward_stage import scorer_of
 
+    scorer_of(what, None)  # a scorer that nobody knows is said before anything is loaded
     reporter: Reporter = RichReporter(console)
     tracking = None
     try:

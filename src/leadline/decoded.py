@@ -63,7 +63,9 @@ def decoded(run: Path) -> list[Decoded]:
         raise UserError("The replies of this run are judged by a scorer, which decoding does not know", str(run), how)
     found = result.points.filter(estimator="CODE").drop_nulls("score").to_dicts()
     if not found:
-        raise UserError("This run has no messages", str(run), "Let `leadline measure` finish, or look at its outcomes.")
+        done = "No solution in numbers reached the threshold." if result.spec.get("finished") else ""
+        how = done or "Let `leadline measure` finish."
+        raise UserError("This run has no messages", str(run), how)
     model, tasks = _model(run, result), {task.name: task for task in from_json(stored_tasks(run))}
     shared = shared_prefix([context for task in tasks.values() for split in SPLITS for context in task.contexts(split)])
     objective, priors = objective_for(Engine(model, shared)), Priors(model)

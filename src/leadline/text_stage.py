@@ -237,6 +237,7 @@ def certify(work: Work, curve: Curve, prior: Priced, seeds: list[dict[str, Any]]
     point = rows.curve_point(about, work.tau, "test", *scored, size_0_costs(work, curve, "test"))
     string = work.model.tokenizer.decode(best.tolist(), clean_up_tokenization_spaces=False)
     record: dict[str, Any] = {"points": [point], "string": string}
+    record |= {"costs": {"test": scored[0].double().tolist()}, "right": {"test": (scored[1] > 0).int().tolist()}}
     texts = list(dict.fromkeys(tuple(text) for seed in seeds for text in seed["texts"]))
     if texts and work.tau is not None:
         margins = work.scored(key, f"test items, {curve.label}", curve.task, "test", writes, padded(texts))

@@ -99,7 +99,7 @@ def test_failures_are_counted_and_shown(plant_run: PlantRun) -> None:
         ({"controls": ()}, "Without controls a distance is a number and not a finding."),
         ({"variational": False}, "No distributions over prompts were trained in this run"),
         ({"samples": False}, "No replies were stored."),
-        ({"reached": False}, "was not reached: not broken by up to 4 soft tokens and 3 seeds"),
+        ({"reached": False}, "was not reached by soft prompt: not broken by up to 4 soft tokens and 3 seeds"),
         ({"sizes": ()}, "No size was run."),
         ({"kind": "loss", "target": None, "controls": ()}, "has a loss and no target that a reply either hits or"),
     ],

@@ -120,8 +120,14 @@ def size_curve(result: Result, wide: bool = True) -> Any | None:
         kinds = [kind for kind in ("score", "loss") if any(_drawable(p[kind]) for p in (*points, *restarts))]
         shape = _panel_size(wide, len(kinds))
         drawn = [_size_panel(kind, curve, names, points, restarts, steps, result.threshold, shape) for kind in kinds]
-        panels.append(alt.hconcat(*drawn, spacing=34) if wide else alt.vconcat(*drawn, spacing=26))
+        panels.append(_side_by_side(drawn, family, result, wide))
     return alt.vconcat(*panels, spacing=40) if panels else None
+
+
+def _side_by_side(drawn: list[Any], family: str, result: Result, wide: bool) -> Any:
+    """The panels of one family, under its name where there are several."""
+    title = {"title": family} if len(result.curves) > 1 else {}
+    return alt.hconcat(*drawn, spacing=34, **title) if wide else alt.vconcat(*drawn, spacing=26, **title)
 
 
 def rate_distortion(result: Result, wide: bool = True) -> Any | None:
@@ -147,7 +153,7 @@ def rate_distortion(result: Result, wide: bool = True) -> Any | None:
         shape, ends = _panel_size(wide, len(kinds)), bracket(result, family)
         drawn = [_rate_panel(kind, points, hulls, names, ends, result.threshold, shape) for kind in kinds]
         if drawn:
-            panels.append(alt.hconcat(*drawn, spacing=34) if wide else alt.vconcat(*drawn, spacing=26))
+            panels.append(_side_by_side(drawn, family, result, wide))
     return alt.vconcat(*panels, spacing=40) if panels else None
 
 

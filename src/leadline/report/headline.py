@@ -143,7 +143,7 @@ def _unbounded(result: Result, distance: Distance, label: str, notes: list[str])
     curve = result.curve(distance.family)
     known = ""
     if distance.lower is not None:
-        known = f"; certified only that it lies at least {at_least(distance.lower.value)} bits deep"
+        known = f"; certified only that it lies at least {at_least(distance.lower.value)} bits deep there"
     reached = distance.reached
     if reached == 0:
         return Headline(f"{label} is what the model does unasked{known}.", "not bounded", tuple(notes))
@@ -157,7 +157,8 @@ def _unbounded(result: Result, distance: Distance, label: str, notes: list[str])
     tries = size_words(distance.family, max(curve.sizes, default=None))
     seeds = result.spec["spec"].get("seeds")
     budget = [part for part in (tries, f"{seeds} seed{'' if seeds == 1 else 's'}" if seeds else "") if part]
-    words = f"{label} was not reached: not broken" + (f" by up to {' and '.join(budget)}" if budget else "")
+    words = f"{label} was not reached by {distance.family.replace('_', ' ')}: not broken"
+    words += f" by up to {' and '.join(budget)}" if budget else ""
     sizes: dict[int, list[bool]] = {}
     for subject in controls_of(result):
         fell = subject.upper is not None or subject.unbounded == "no bound"

@@ -128,6 +128,7 @@ def _run_context(folder: Path, result: Result, place: int) -> dict[str, Any]:
         "unreached": distance.unreached_controls if distance is not None else 0,
         "threshold": f"{result.threshold:g}",
         "sizes": size_rows(result),
+        "many": len(result.curves) > 1,
         "thresholds": threshold_rows(result),
         "fragility": _fragility(folder, result),
         "luck": luck_words(result),

@@ -82,8 +82,8 @@ def _reply(sample: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _cell_name(row: Mapping[str, Any]) -> str:
-    where = size_words(row["family"], row["size"]) or "nothing inserted"
-    parts = [row["control"] or "the behaviour", where]
+    where = size_words(row["family"], row["size"])
+    parts = [row["control"] or "the behaviour", *([row["family"], where] if where else ["nothing inserted"])]
     parts += [f"beta {row['beta']:g}"] if row["beta"] is not None else []
     parts += [f"restart {row['seed']}"] if row["seed"] >= 0 else []
     return ", ".join(parts)
