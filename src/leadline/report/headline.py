@@ -200,7 +200,10 @@ def _notes(result: Result, distance: Distance) -> list[str]:
         notes.append(f"Only {items} test items: a score of {result.threshold:g} on so few says little (--items 40).")
     if distance.estimate is not None and distance.estimate.low < distance.estimate.high:
         counted = distance.estimate
-        notes.append(f"Counted by brute force: {about(counted.value)} bits, {interval(counted)} (95%).")
+        said = f"Counted by brute force: {about(counted.value)} bits, {interval(counted)} (95%)."
+        if distance.upper is not None and distance.upper.value > counted.high:
+            said += f" The bound is {distance.upper.estimator}'s, which was chosen before either was seen."
+        notes.append(said)
     curve = f"/{distance.family}/{distance.size}"
     if distance.upper is not None and result.spec.get("extra", {}).get("bracketed", {}).get(curve) is False:
         notes.append(
