@@ -194,7 +194,8 @@ def fragility(
 ) -> None:
     """How little it takes to break the solutions that a run found: noise, rounding, sampling, slope and curvature.
 
-    Every solution in numbers of the finished run, those of the controls beside them; written to RUN/fragility.json, in place of what an earlier call wrote.
+    Every solution in numbers of the finished run, those of the controls beside them; written to RUN/fragility.json, in
+    place of what an earlier call wrote.
 
     Parameters
     ----------

@@ -190,7 +190,9 @@ def test_a_distance_that_was_counted_says_so(plant_run: PlantRun) -> None:
     hits = pl.when(pl.col("estimator") == "MC").then(8).otherwise(pl.col("p_hits")).alias("p_hits")
     points.with_columns(hits).write_parquet(run / "points.parquet")
     # 8 of 512: 6 bits, Clopper-Pearson 0.68% to 3.06%
-    assert said(run).notes[0] == "Counted by brute force: 6.0 bits, 5.0 to 7.2 (95%)."
+    counted, chosen = said(run).notes[0].split(" The bound is ")
+    assert counted == "Counted by brute force: 6.0 bits, 5.0 to 7.2 (95%)."
+    assert chosen == "COND's, which was chosen before either was seen."
 
 
 def test_a_run_without_rows_of_its_behaviour_still_has_a_headline(plant_run: PlantRun) -> None:
