@@ -17,13 +17,12 @@ import leadline
 from commands import call, refused, save, small_run
 from leadline.engine import Engine
 from leadline.fragility import NOISE_GRID, PASSING
-from leadline.fragility_run import RECORD
 from leadline.interventions import make
 from leadline.items import from_json
 from leadline.model import load
 from leadline.objective import Objective
 from leadline.priors import Priors
-from leadline.records import Run, read_arrays, read_record, stored_tasks
+from leadline.records import FRAGILITY, Run, read_arrays, read_record, stored_tasks
 from leadline.report import write_page
 from leadline.result import Result
 from leadline.selftest.wired import cosine_at, flip, wired_model
@@ -54,7 +53,7 @@ def random(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def solution(run: Path) -> tuple[dict, torch.Tensor]:
-    (found,) = read_record(run, RECORD)["solutions"]
+    (found,) = read_record(run, FRAGILITY)["solutions"]
     arrays, _ = read_arrays(run / "cells" / found["key"] / "intervention.safetensors")
     return found, torch.from_numpy(arrays["mean"])
 
@@ -169,7 +168,7 @@ def test_the_controls_stand_beside_the_behaviour_at_its_size(capsys, random, tmp
     arguments = ["fragility", run, "--family", "steering", "--draws", 40, "--paraphrases", words]
     code, out, said = call(capsys, *arguments)
     assert code == 0, said
-    record = read_record(run, RECORD)
+    record = read_record(run, FRAGILITY)
     assert [one["role"] for one in record["solutions"]] == ["behaviour", "control", "control"]
     assert {(one["family"], one["size"]) for one in record["solutions"]} == {("steering", 1)}
     names = [one["control"] for one in record["solutions"][1:]]
@@ -179,16 +178,16 @@ def test_the_controls_stand_beside_the_behaviour_at_its_size(capsys, random, tmp
     assert "1 of 3: steering of size 1, the behaviour" in said
     assert all(number["draws"] >= 1 and number["over"] for one in record["solutions"] for number in one["numbers"])
     # the same command writes the same record
-    before = (run / RECORD).read_bytes()
+    before = (run / FRAGILITY).read_bytes()
     assert call(capsys, *arguments)[0] == 0
-    assert (run / RECORD).read_bytes() == before
+    assert (run / FRAGILITY).read_bytes() == before
 
 
 def test_a_steered_stream_is_seen_with_what_was_added(random, tmp_path, capsys):
     """Behind its own site the change is the added vector itself, as nothing before the site differs."""
     run = shutil.copytree(random, tmp_path / "run")
     assert call(capsys, "fragility", run, "--family", "steering", "--draws", 40)[0] == 0
-    found = read_record(run, RECORD)["solutions"][0]
+    found = read_record(run, FRAGILITY)["solutions"][0]
     arrays, _ = read_arrays(run / "cells" / found["key"] / "intervention.safetensors")
     change = make("steering", 1, Priors(load("organism:random"))).edit(torch.from_numpy(arrays["mean"])[None])
     (site,) = change.sites
@@ -209,7 +208,7 @@ def test_a_steered_stream_is_seen_with_what_was_added(random, tmp_path, capsys):
 )
 def test_what_cannot_be_measured_is_refused(capsys, random, arguments, said):
     assert said in refused(capsys, "fragility", random, *arguments)
-    assert not (random / RECORD).exists()
+    assert not (random / FRAGILITY).exists()
 
 
 @pytest.mark.parametrize(
@@ -229,7 +228,7 @@ def test_paraphrases_that_are_none_are_refused_with_their_line(capsys, random, t
     text = text.replace("QUESTION", task.items["test"][0].prompt).replace("LONG", "ab " * 5000)
     path.write_text(text.replace("TRAIN", task.items["train"][0].prompt))
     assert said in refused(capsys, "fragility", random, "--family", "steering", "--draws", 40, "--paraphrases", path)
-    assert not (random / RECORD).exists()
+    assert not (random / FRAGILITY).exists()
 
 
 def test_a_run_that_is_no_finished_one_and_a_record_that_is_damaged_are_refused(capsys, random, tmp_path):
@@ -238,7 +237,7 @@ def test_a_run_that_is_no_finished_one_and_a_record_that_is_damaged_are_refused(
     spec = read_record(run, "spec.json")
     Run(run, None).write_json("spec.json", {name: value for name, value in spec.items() if name != "finished"})
     assert "This run is not finished" in refused(capsys, "fragility", run)
-    (run / RECORD).write_text('{"hash": "another"}')
+    (run / FRAGILITY).write_text('{"hash": "another"}')
     assert "Run `leadline fragility` on the run again" in refused(capsys, "report", run)
-    Run(run, None).write_json(RECORD, {"hash": "another", "solutions": []})
+    Run(run, None).write_json(FRAGILITY, {"hash": "another", "solutions": []})
     assert "belongs to another run" in refused(capsys, "report", run)
