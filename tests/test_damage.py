@@ -13,8 +13,10 @@ import polars as pl
 import pytest
 
 from commands import FEW, call, refused, small, small_run
-from leadline import plan
+from leadline import plan, provenance
+from leadline.model import load
 from leadline.records import digest
+from leadline.spec import RunSpec
 
 BINARY = bytes(range(256)) * 4
 
@@ -162,7 +164,8 @@ def test_items_of_a_run_that_was_never_begun_are_not_taken(capsys, copied):
     ("field", "words"),
     [
         ("model_hash", "set of weights"), ("tokenizer_hash", "tokenizer"), ("template_hash", "chat template"),
-        ("torch", "version of torch"), ("recipe", "version of leadline's recipe"),
+        ("torch", "version of torch"), ("text_budget", "budget of its searches for texts"),
+        ("recipe", "version of leadline's recipe"),
     ],
 )  # fmt: skip
 def test_a_run_made_with_something_else_is_not_shown_as_this_one(capsys, copied, field, words):
@@ -178,3 +181,7 @@ def test_a_run_made_with_something_else_is_not_shown_as_this_one(capsys, copied,
 def test_another_budget_is_another_run(capsys, copied, monkeypatch):
     monkeypatch.setitem(plan.BUDGETS, "ci", replace(FEW, gradient_steps=3))
     assert "began with another budget of its solvers" in refused(capsys, "measure", *small(out=copied))
+
+
+def test_all_that_a_run_is_made_with_has_words():
+    assert set(provenance.WITH) == set(provenance.made_with(RunSpec(), load("organism:random")))

@@ -7,25 +7,23 @@ not train, nor trust: other bits, or another score, are told.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from leadline.behaviour import Behaviour
 from leadline.code_stage import digest_of, point_in, score_point
 from leadline.coder import CHECK_BYTES
 from leadline.engine import Engine, shared_prefix
 from leadline.interventions import make
 from leadline.items import SPLITS, from_json
-from leadline.model import FrozenModel, load
 from leadline.objective import objective_for
 from leadline.priors import Priors
-from leadline.probe import recorded
 from leadline.records import damaged, read_code, read_record, stored_tasks
 from leadline.result import Result
 from leadline.scoring import hits
+from leadline.solution import subject
 from leadline.spec import UserError
 
 
@@ -66,17 +64,17 @@ def decoded(run: Path) -> list[Decoded]:
         done = "No solution in numbers reached the threshold." if result.spec.get("finished") else ""
         how = done or "Let `leadline measure` finish."
         raise UserError("This run has no messages", str(run), how)
-    model, tasks = _model(run, result), {task.name: task for task in from_json(stored_tasks(run))}
+    model, behaviour = subject(run, result, torch.get_num_threads())
+    tasks = {task.name: task for task in from_json(stored_tasks(run))}
     shared = shared_prefix([context for task in tasks.values() for split in SPLITS for context in task.contexts(split)])
     objective, priors = objective_for(Engine(model, shared)), Priors(model)
-    conditions = Behaviour.model_validate(result.spec["behaviour_spec"]).num_conditions
     lines = []
     for row in found:
         told = _told(run, row["key"])
         file = read_code(run, row["key"], told)
         try:
             point = point_in(file)
-            intervention = make(row["family"], row["size"], priors, conditions)
+            intervention = make(row["family"], row["size"], priors, behaviour.num_conditions)
             _, margins = score_point(objective, tasks[row["control"]].contexts("test"), intervention, point)
         except (ValueError, KeyError) as error:
             raise UserError(f"This message cannot be used: {error}", told["file"], "Measure again.") from error
@@ -94,17 +92,3 @@ def _told(run: Path, key: str) -> dict[str, Any]:
     if not isinstance(told, dict):
         raise damaged(run / "cells" / key / "record.json")
     return told
-
-
-def _model(run: Path, result: Result) -> FrozenModel:
-    """The run's model in its dtype and attention. Raises UserError where its weights are others now."""
-    try:
-        name, provenance = str(result.spec["spec"]["model"]), result.spec["provenance"]
-        wanted = provenance["model_hash"]
-    except KeyError as error:
-        raise damaged(run / "spec.json") from error
-    began = recorded(provenance)
-    model = load(name, replace(began, threads=torch.get_num_threads()) if began else "auto")
-    if model.weight_hash != wanted:
-        raise UserError("The model's weights are not those of the run", str(run), "Measure again.")
-    return model

@@ -17,6 +17,14 @@ from leadline.plan import BUDGETS, TEXT_BUDGETS
 from leadline.records import RECIPE
 from leadline.spec import RunSpec
 
+WITH = {
+    "model_hash": "set of weights", "tokenizer_hash": "tokenizer", "template_hash": "chat template",
+    "torch": "version of torch", "transformers": "version of transformers", "recipe": "version of leadline's recipe",
+    "budget": "budget of its solvers", "text_budget": "budget of its searches for texts",
+    "device": "kind of device",
+}  # fmt: skip
+"""What each field of `made_with` is, in words."""
+
 
 def made_with(spec: RunSpec, model: FrozenModel) -> dict[str, Any]:
     """All that changes a run's numbers beside what was asked for and how it is computed, as fields of its provenance:

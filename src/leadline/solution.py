@@ -5,7 +5,7 @@ Knows nothing of what is done with it: tried out, exported.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -110,16 +110,19 @@ def find(run: Path, size: int | None = None, family: str | None = None) -> Solut
     return Solution(model, behaviour, row["family"], row["size"], row["key"], written, contexts, text)
 
 
-def subject(run: Path, result: Result) -> tuple[FrozenModel, Behaviour]:
-    """The model of a run as it was run, and the behaviour. Raises UserError where spec.json lacks them, or the model is
-    another one now."""
+def subject(run: Path, result: Result, threads: int | None = None) -> tuple[FrozenModel, Behaviour]:
+    """The model of a run as it was run, on so many threads where they are given, and the behaviour. Raises UserError
+    where spec.json lacks them, or the model is another one now."""
     try:
         behaviour = Behaviour.model_validate(result.spec["behaviour_spec"])
         name, provenance = str(result.spec["spec"]["model"]), result.spec["provenance"]
         wanted_hash = provenance["model_hash"]
     except (KeyError, ValidationError) as error:
         raise damaged(run / "spec.json") from error
-    model = load(name, recorded(provenance) or "auto")
+    began = recorded(provenance)
+    if began is not None and threads is not None:
+        began = replace(began, threads=threads)
+    model = load(name, began or "auto")
     if model.weight_hash != wanted_hash:
         raise UserError("The model's weights are not those of the run", str(run), "Measure again.")
     return model, behaviour

@@ -34,7 +34,7 @@ from leadline.pathfinding import tally
 from leadline.plan import Cell, Seen, latent_families
 from leadline.priors import Priors
 from leadline.progress import Reporter
-from leadline.provenance import made_with, provenance
+from leadline.provenance import WITH, made_with, provenance
 from leadline.records import Arrays, Run, digest, open_run
 from leadline.result import Result
 from leadline.rewarded import SAMPLES, Judged, margins
@@ -343,13 +343,6 @@ def _differing(stored: dict[str, Any], wanted: dict[str, dict[str, Any]]) -> str
             if stored.get(part, {}).get(name) != value:
                 return name if part == "spec" else f"behaviour ({name})"
     return ""
-
-
-WITH = {
-    "model_hash": "set of weights", "tokenizer_hash": "tokenizer", "template_hash": "chat template",
-    "torch": "version of torch", "transformers": "version of transformers", "recipe": "version of leadline's recipe",
-    "budget": "budget of its solvers", "device": "kind of device",
-}  # fmt: skip
 
 
 def _about(work: Work) -> dict[str, Any]:
