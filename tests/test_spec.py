@@ -15,7 +15,7 @@ from leadline.schemas import schemas
 from leadline.spec import CONDITIONED, PROMPTED, TEXTS, Family, RunSpec, UserError, field_errors, field_path, yaml_line
 
 FAMILIES = get_args(Family)
-FAMILIES_WANTED = f"Input should be {', '.join(map(repr, FAMILIES[:-1]))} or {FAMILIES[-1]!r}, not 'text'"
+FAMILIES_WANTED = f"'text' is none of {', '.join(FAMILIES)}"
 NO_INTEGER = "Input should be a valid integer, unable to parse string as an integer, not 'x'"
 COMPUTE = "Auto, or float32 or bfloat16, eager or sdpa, and a number of threads, each at most once, not "
 SCHEMAS = Path(__file__).parents[1] / "docs" / "schema"
@@ -104,3 +104,10 @@ def test_schemas_say_what_fields_mean():
     defaults = {field: told["default"] for field, told in spec.items()}
     assert defaults == RunSpec().model_dump(mode="json")
     assert re.search("increasing", spec["sizes"]["description"])
+
+
+def test_a_family_that_is_mistyped_is_told_the_nearest():
+    with pytest.raises(ValidationError) as wrong:
+        RunSpec(family="soft_promt")
+    error = field_errors(wrong.value, RunSpec, "--family")
+    assert error.what == "There is no 'soft_promt'; the nearest is soft_prompt"

@@ -28,7 +28,7 @@ EXAMPLES = """Examples:
   leadline show runs/NAME                 the numbers of a run again
   leadline suite suite.yaml               many behaviours, one score card
   leadline try runs/NAME "How are you?"   a reply with and without the solution
-  leadline export runs/NAME --format peft the solution for other tools
+  leadline export runs/NAME --format prompt-embeds       for other tools
   leadline list behaviours                what there is
 
 Exit codes: 0 done, 1 a run failed, 2 the input is wrong, 130 stopped by Ctrl-C.
@@ -187,7 +187,7 @@ app.command(commands.try_, name="try", help_epilogue='Example: leadline try runs
 app.command(commands.score, help_epilogue="Example: leadline score runs/NAME --model organism:tiny --temperature 0.7")
 app.command(commands.decode, help_epilogue="Example: leadline decode runs/NAME")
 app.command(commands.fragility, help_epilogue=commands.FRAGILITY_EXAMPLES)
-app.command(commands.export, help_epilogue="Example: leadline export runs/NAME --format peft")
+app.command(commands.export, help_epilogue="Example: leadline export runs/NAME --format prompt-embeds")
 app.command(commands.list_, name="list", help_epilogue="Example: leadline list behaviours")
 app.command(commands.doctor, help_epilogue="Example: leadline doctor --self-test")
 

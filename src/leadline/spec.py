@@ -179,6 +179,11 @@ def field_sentence(problem: Any) -> str:
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         message = "there is no such field"
+    elif problem["type"] == "literal_error":
+        names = re.findall(r"'([^']+)'", problem["ctx"]["expected"])
+        near = get_close_matches(str(problem["input"]), names, 1)
+        message = f"{problem['input']!r} is none of {', '.join(names)}"
+        message = f"there is no {problem['input']!r}; the nearest is {near[0]}" if near else message
     elif isinstance(problem["input"], str | int | float) and problem["type"] != "value_error":
         message += f", not {problem['input']!r}"[:80]
     return message[:1].upper() + message[1:]
