@@ -8,9 +8,9 @@ refuse the run (`items.prepare`). Families that were named one by one are never 
 from __future__ import annotations
 
 from leadline.behaviour import Behaviour
-from leadline.interventions import make
 from leadline.items import sample_contexts
 from leadline.model import FrozenModel
+from leadline.places import made
 from leadline.plan import latent_families
 from leadline.priors import Priors
 from leadline.spec import RunSpec, UserError
@@ -25,7 +25,7 @@ def carried(model: FrozenModel, behaviour: Behaviour, spec: RunSpec, priors: Pri
     def check(some: RunSpec) -> None:
         for family in latent_families(some):
             for size in some.sizes_of(family):
-                make(family, size, priors, behaviour.num_conditions)
+                made(family, size, priors, behaviour)
         sample_contexts(model, behaviour, some, 1)
 
     left_out: dict[str, UserError] = {}

@@ -40,6 +40,7 @@ def families() -> Rows:
         ("text_prompt", "n tokens of plain text typed at the slot; prior: the model's own text there"),
         ("few_shot", "k training items with the reply wanted, as text at the slot; prior: the model's own text there"),
         ("prompt_edits", "k tokens of the behaviour's deployed prompt replaced; prior: uniform places and tokens"),
+        ("soft_edits", "noise on the embeddings of the behaviour's deployed prompt, in eighths of sigma"),
         ("conditional_soft_prompt", "K input embeddings, linear in the numbers that each context comes with"),
         ("prefill", "spelling the reply out: measured with every constant behaviour"),
         ("best_of_n", "sampling replies until one is right: bits a reply, where the others pay once"),

@@ -16,9 +16,9 @@ import torch
 from leadline.code_stage import digest_of, point_in, score_point
 from leadline.coder import CHECK_BYTES
 from leadline.engine import Engine, shared_prefix
-from leadline.interventions import make
 from leadline.items import SPLITS, from_json
 from leadline.objective import objective_for
+from leadline.places import made
 from leadline.priors import Priors
 from leadline.records import damaged, read_code, read_record, stored_tasks
 from leadline.result import Result
@@ -74,7 +74,7 @@ def decoded(run: Path) -> list[Decoded]:
         file = read_code(run, row["key"], told)
         try:
             point = point_in(file)
-            intervention = make(row["family"], row["size"], priors, behaviour.num_conditions)
+            intervention = made(row["family"], row["size"], priors, behaviour)
             _, margins = score_point(objective, tasks[row["control"]].contexts("test"), intervention, point)
         except (ValueError, KeyError) as error:
             raise UserError(f"This message cannot be used: {error}", told["file"], "Measure again.") from error

@@ -334,7 +334,7 @@ def _rows(run: Path, result: Result, size: int | None, family: str | None) -> li
 
 def _point(run: Path, setting: Setting, row: dict[str, Any], task: Task) -> Point:
     arrays, _ = read_arrays(run / "cells" / row["key"] / "intervention.safetensors")
-    intervention = trained_intervention(run, row, setting.priors, setting.behaviour.num_conditions)
+    intervention = trained_intervention(run, row, setting.priors, setting.behaviour)
     return Point(row, task, intervention, torch.from_numpy(arrays["mean"].copy()).to(setting.model.device))
 
 

@@ -22,7 +22,7 @@ from leadline.objective import CHUNK_ROWS
 from leadline.places import AROUND_TOKENS, check_demonstrations, deployed_prompt, places, sources
 from leadline.priors import generator, seed_of
 from leadline.slot import Renderer
-from leadline.spec import ANCHORED, SIZED_IN_TOKENS, TEXTS, RunSpec, UserError
+from leadline.spec import ANCHORED, PROMPTED, SIZED_IN_TOKENS, TEXTS, RunSpec, UserError
 from leadline.styles import STYLES, as_json
 
 SPLITS = ("test", "validation", "confirm", "train")
@@ -168,7 +168,7 @@ def _room(model: FrozenModel, behaviour: Behaviour, spec: RunSpec, rendered: Seq
     def tokens(family: str, size: int) -> int:
         if family == "few_shot":
             return size * (taken + reply + AROUND_TOKENS)
-        if family == "prompt_edits":
+        if family in PROMPTED:
             return len(model.tokenizer(behaviour.prompt, add_special_tokens=False)["input_ids"])
         return size if family in SIZED_IN_TOKENS else 1
 
@@ -235,8 +235,9 @@ def _contexts(behaviour: Behaviour, spec: RunSpec, renderer: Renderer) -> tuple[
     contexts, copies = sources(behaviour), 3 * spec.items + MOST_TRAIN if behaviour.contexts == "empty" else 1
     _need(copies * len(contexts), copies * len(contexts), behaviour, spec)
     found = places(renderer, behaviour)
-    if "prompt_edits" in spec.family:
-        deployed_prompt(renderer.model, behaviour, spec, found)
+    if set(PROMPTED) & set(spec.family):
+        edits = max(spec.sizes_of("prompt_edits")) if "prompt_edits" in spec.family else 0
+        deployed_prompt(renderer.model, behaviour, found, edits)
     if "few_shot" in spec.family:
         check_demonstrations(renderer.model, behaviour, found)
     texts = [

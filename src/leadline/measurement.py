@@ -47,7 +47,7 @@ from leadline.plan import (
 from leadline.priors import generator, normal
 from leadline.probe import recorded
 from leadline.progress import Reporter
-from leadline.prompt_edits import prompt_edits
+from leadline.prompt_edits import prompt_edits, unedited
 from leadline.records import default_folder, digest, stored_spec
 from leadline.refit_stage import refitted
 from leadline.result import Result
@@ -103,6 +103,7 @@ def measure(
         if judge is not None:
             judge_replies(work, judge)
         baseline(work)
+        unedited(work)
         anchors(work)
         size_curve(work)
         cells = rate_distortion(work)
@@ -146,7 +147,7 @@ def size_curve(work: Work) -> None:
         mean = work.trained(best.label)["mean"]
         latents, objective = mean.expand(len(contexts), *intervention.shape), work.objective_of(best.task)
         scored = score_latents(objective, contexts, intervention, latents)
-        null = work.null_costs(best.task, "test")
+        null = work.size_0_costs(best.task, best.family, "test")
         point = rows.curve_point(work.about(best), work.tau, "test", *scored, null)
         single = {"costs": {"test": scored[0].double().tolist()}, "right": {"test": (scored[1] > 0).int().tolist()}}
         boards = work.boards(best.task, f"{best.family}/{best.size}", intervention, latents)
@@ -252,7 +253,7 @@ def _write_trained(work: Work, cell: Cell, line: Row, state: State, index: int, 
         latents = line.solver.draw(parameters, noise.to(work.model.device))
         scored = score_latents(work.objective_of(cell.task), contexts * draws, line.intervention, latents)
         bits, margins = (values.view(draws, len(contexts)) for values in scored)
-        null = work.null_costs(cell.task, split)
+        null = work.size_0_costs(cell.task, cell.family, split)
         about = work.about(cell)
         found.append(rows.curve_point(about, work.tau, split, bits, margins, null, parameters, made))
         if cell.beta is not None:

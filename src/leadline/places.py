@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from leadline.behaviour import Behaviour, questions
+from leadline.interventions import make
+from leadline.interventions.base import Intervention
 from leadline.interventions.text_prompt import Place, TextPrompt, place
 from leadline.model import FrozenModel
+from leadline.priors import Priors
 from leadline.slot import Renderer
-from leadline.spec import RunSpec, UserError
+from leadline.spec import PROMPTED, UserError
 from leadline.texts import in_place
 
 DEMONSTRATION = "Q: {}\nA: {}\n\n"  # a training item as text at the slot, for few_shot
@@ -40,13 +43,13 @@ def places(renderer: Renderer, behaviour: Behaviour) -> list[Place]:
     return found
 
 
-def deployed_prompt(model: FrozenModel, behaviour: Behaviour, spec: RunSpec, everywhere: Sequence[Place]) -> list[int]:
+def deployed_prompt(model: FrozenModel, behaviour: Behaviour, everywhere: Sequence[Place], edits: int = 0) -> list[int]:
     """The tokens of the behaviour's prompt at the slot, the same in every context. Raises UserError where there is no
-    such prompt, or where it is shorter than the edits that are asked for."""
+    such prompt, or where it is shorter than so many edits."""
     if behaviour.prompt is None:
         raise UserError(
-            "The family prompt_edits counts edits of a deployed prompt, and this behaviour names none", "--family",
-            "Add a line `prompt: ...` to the behaviour, or leave the family out.",
+            f"The families {' and '.join(PROMPTED)} begin at a deployed prompt, and this behaviour names none",
+            "--family", "Add a line `prompt: ...` to the behaviour, or leave the family out.",
         )  # fmt: skip
     where = f"behaviour {behaviour.name}, field prompt"
     tokens = in_place(everywhere[0], behaviour.prompt)
@@ -55,11 +58,18 @@ def deployed_prompt(model: FrozenModel, behaviour: Behaviour, spec: RunSpec, eve
             "This prompt cannot be typed at the slot as the same printable tokens in every context", where,
             "Take out characters that are no token of their own, and blanks at its ends.",
         )  # fmt: skip
-    most = max(spec.sizes_of("prompt_edits"))
-    if most > len(tokens):
-        what = f"The prompt has {len(tokens)} tokens, and {most} of them cannot be edited"
+    if edits > len(tokens):
+        what = f"The prompt has {len(tokens)} tokens, and {edits} of them cannot be edited"
         raise UserError(what, where, "Lower --sizes.")
     return list(tokens)
+
+
+def made(family: str, size: int, priors: Priors, behaviour: Behaviour) -> Intervention:
+    """The intervention of that family and size for a behaviour, with what the family takes from it."""
+    model, prompt = priors.model, list[int]()
+    if family in PROMPTED:
+        prompt = deployed_prompt(model, behaviour, places(Renderer(model, behaviour.slot), behaviour))
+    return make(family, size, priors, behaviour.num_conditions, prompt)
 
 
 def check_demonstrations(model: FrozenModel, behaviour: Behaviour, everywhere: Sequence[Place]) -> None:

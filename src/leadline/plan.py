@@ -75,7 +75,7 @@ TEXT_BUDGETS: dict[Scale, TextBudget] = {
     "default": TextBudget(32, 32, 64, 8, 16, 32, 32),
     "full": TextBudget(200, 128, 128, 16, 64, 128, 128),
 }
-WRITE_EMBEDDINGS = ("soft_prompt", "soft_subspace", "vocab_mixture")  # families whose rows share a batch
+WRITE_EMBEDDINGS = ("soft_prompt", "soft_subspace", "vocab_mixture", "soft_edits")  # families whose rows share a batch
 COUNTED_IN_DIMENSIONS = ("soft_subspace", "tinylora")  # families whose size is the dimension of their latent
 FIRST_BETA = 0.01  # bits of loss a bit of KL: low enough that the behaviour is found before it is cheapened
 WIDEN = 2.0  # factor between betas while the threshold is not bracketed

@@ -2,7 +2,7 @@
 
 The prompt that a behaviour names stands at the slot; an edit replaces one of its tokens by another one, and the size is
 how many are replaced. Edits are searched for by gradient and drawn blindly, and certified as other texts are
-(`text_stage`). Tokens that are lost or added, and shifts of the prompt's embeddings, are no edits here.
+(`text_stage`). Tokens that are lost or added are no edits here; shifts of the prompt's embeddings are `soft_edits`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from leadline.plan import TEXT_BUDGETS
 from leadline.priors import generator
 from leadline.slot import Renderer
 from leadline.solvers.token_search import Problem
-from leadline.text_stage import SAMPLES, Curve, certify, draw, searched, size_0_key
+from leadline.spec import PROMPTED
+from leadline.text_stage import SAMPLES, Curve, certify, draw, searched
 from leadline.texts import mean_losses, token_gradient
 from leadline.work import Work
 
@@ -81,14 +82,12 @@ class EditPrior:
 
 
 def prompt_edits(work: Work) -> None:
-    """The whole family, for the behaviour at every size and for controls at the smallest; the prompt without an edit is
-    its size 0."""
+    """The whole family, for the behaviour at every size and for controls at the smallest."""
     if FAMILY not in work.spec.family:
         return
     everywhere = places(Renderer(work.model, work.behaviour.slot), work.behaviour)
-    prompt, allowed = deployed_prompt(work.model, work.behaviour, work.spec, everywhere), allowed_tokens(work.model)
+    prompt, allowed = deployed_prompt(work.model, work.behaviour, everywhere), allowed_tokens(work.model)
     for task in work.tasks:
-        _unedited(work, Curve(task.name, 0, FAMILY), prompt)
         sizes = work.spec.sizes_of(FAMILY)
         for size in sizes[:1] if task.name else sizes:
             curve, prior = Curve(task.name, size, FAMILY), EditPrior(prompt, allowed, size)
@@ -101,9 +100,20 @@ def prompt_edits(work: Work) -> None:
             draw(work, Curve("", size, FAMILY), EditPrior(prompt, allowed, size), everywhere)
 
 
+def unedited(work: Work) -> None:
+    """Size 0 of the families that begin at the deployed prompt: the prompt as it is, for the behaviour and each
+    control. What its edits gain is paired with it."""
+    families = [family for family in work.spec.family if family in PROMPTED]
+    if families:
+        everywhere = places(Renderer(work.model, work.behaviour.slot), work.behaviour)
+        prompt = deployed_prompt(work.model, work.behaviour, everywhere)
+        for task in work.tasks:
+            for family in families:
+                _unedited(work, Curve(task.name, 0, family), prompt)
+
+
 def _unedited(work: Work, curve: Curve, prompt: Sequence[int]) -> None:
-    """The deployed prompt as it is, on validation and test items: what edits gain is paired with it."""
-    key = size_0_key(work, curve)
+    key = work.size_0_key(curve.task, curve.family)
     work.choose_key(key)
     if work.done(key):
         return
@@ -111,7 +121,7 @@ def _unedited(work: Work, curve: Curve, prompt: Sequence[int]) -> None:
     about = curve.about("the deployed prompt", -1, key)
     for split in ("validation", "test"):
         items = work.task(curve.task).contexts(split)
-        scored = score_latents(work.objective, items, writes, torch.tensor([prompt] * len(items)))
+        scored = score_latents(work.objective_of(curve.task), items, writes, torch.tensor([prompt] * len(items)))
         points.append(rows.curve_point(about, work.tau, split, *scored))
         costs[split] = scored[0].double().tolist()
     samples = work.samples(curve.task, "test", SAMPLES, writes, torch.tensor([prompt] * SAMPLES))

@@ -16,12 +16,12 @@ from pydantic import ValidationError
 from leadline.behaviour import Behaviour
 from leadline.edits import Edit, KeyValueEdit
 from leadline.engine import Context, Engine, shared_prefix
-from leadline.interventions import make
 from leadline.interventions.base import Intervention, edit
 from leadline.interventions.text_prompt import TextPrompt
 from leadline.interventions.vocab_mixture import anchor_name, around
 from leadline.items import SPLITS, from_json
 from leadline.model import FrozenModel, load
+from leadline.places import made
 from leadline.priors import Priors
 from leadline.probe import recorded
 from leadline.records import damaged, read_arrays, read_spec, stored_tasks
@@ -105,7 +105,7 @@ def find(run: Path, size: int | None = None, family: str | None = None) -> Solut
             written: Edit = TextPrompt(model, []).edit(torch.from_numpy(found["tokens"].copy())[None])
         else:
             latents = torch.from_numpy(found["mean"].copy())[None].to(model.device)
-            written = edit([trained_intervention(run, row, Priors(model))], [latents])
+            written = edit([trained_intervention(run, row, Priors(model), behaviour)], [latents])
     contexts = tuple(context for split in SPLITS for context in main.contexts(split))
     return Solution(model, behaviour, row["family"], row["size"], row["key"], written, contexts, text)
 
@@ -128,10 +128,10 @@ def subject(run: Path, result: Result, threads: int | None = None) -> tuple[Froz
     return model, behaviour
 
 
-def trained_intervention(run: Path, row: dict[str, Any], priors: Priors, conditions: int = 0) -> Intervention:
-    """The intervention that a row's cell trained, for a behaviour of so many conditions."""
+def trained_intervention(run: Path, row: dict[str, Any], priors: Priors, behaviour: Behaviour) -> Intervention:
+    """The intervention that a row's cell trained."""
     if row["family"] not in ANCHORED:
-        return make(row["family"], row["size"], priors, conditions)
+        return made(row["family"], row["size"], priors, behaviour)
     try:
         anchor = read_spec(run)["extra"]["anchors"][anchor_name(row["control"], row["size"], row["seed"])]
         return around(priors, anchor["tokens"], float(anchor["bits"]))

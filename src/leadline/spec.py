@@ -17,17 +17,17 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 Scale = Literal["ci", "default", "full"]
 Family = Literal[
     "soft_prompt", "soft_subspace", "vocab_mixture", "steering", "prefix", "lora", "tinylora", "text_prompt",
-    "few_shot", "prompt_edits", "conditional_soft_prompt",
+    "few_shot", "prompt_edits", "soft_edits", "conditional_soft_prompt",
 ]  # fmt: skip
 DEFAULT_SIZES: dict[str, tuple[int, ...]] = {
     "soft_prompt": (1, 4), "soft_subspace": (16, 64), "vocab_mixture": (8,), "steering": (1, 2), "prefix": (1, 4),
     "lora": (1,), "tinylora": (1, 16), "text_prompt": (8, 16), "few_shot": (1, 2), "prompt_edits": (1, 2),
-    "conditional_soft_prompt": (1, 4),
+    "soft_edits": (1, 4), "conditional_soft_prompt": (1, 4),
 }  # fmt: skip
 TEXTS = ("text_prompt", "few_shot", "prompt_edits")  # families of tokens, the others have a latent
 ANCHORED = ("vocab_mixture",)  # families of which each restart has a place of its own in the prior
 CONDITIONED = ("conditional_soft_prompt",)  # families that only a behaviour with conditions has
-PROMPTED = ("prompt_edits",)  # families that only a behaviour with a deployed prompt has
+PROMPTED = ("prompt_edits", "soft_edits")  # families that only a behaviour with a deployed prompt has
 COMMON = tuple(family for family in get_args(Family) if family not in (*CONDITIONED, *PROMPTED))  # what "all" means
 # families whose size is what they take of a model's window
 SIZED_IN_TOKENS = ("soft_prompt", "vocab_mixture", "prefix", "text_prompt", "conditional_soft_prompt")
@@ -73,8 +73,8 @@ class RunSpec(BaseModel):
     family:      kinds of intervention; all: every one that needs neither conditions nor a deployed prompt and that
                  this behaviour and model can carry
     sizes:       of every family, increasing: tokens (prompts, prefix), dimensions (soft_subspace), sites (steering),
-                 rank (lora), numbers (tinylora), demonstrations (few_shot) or edits (prompt_edits); by default each
-                 family's own
+                 rank (lora), numbers (tinylora), demonstrations (few_shot), edits (prompt_edits) or eighths of the
+                 vocabulary's spread (soft_edits); by default each family's own
     seeds:       restarts of each size; attempts at one bound, not replicates
     threshold:   tau: the score that counts as the behaviour
     controls:    matched controls, measured at the smallest size

@@ -202,19 +202,12 @@ def judge(
         ("train", work.task(curve.task).contexts("train")[: work.spec.items]), ("validation", validation),
     ):  # fmt: skip
         scored = score_latents(work.objective, items, writes, torch.tensor([best] * len(items)))
-        points.append(rows.curve_point(about, work.tau, split, *scored, size_0_costs(work, curve, split), made=made))
+        points.append(
+            rows.curve_point(
+                about, work.tau, split, *scored, work.size_0_costs(curve.task, curve.family, split), made=made
+            )
+        )
     work.write(key, {"points": points, "texts": holding, "best": best}, {"tokens": np.asarray(best)})
-
-
-def size_0_key(work: Work, curve: Curve) -> str:
-    """The key of a family's own size 0, where it has one."""
-    return work.key("size 0", curve.task, curve.family)
-
-
-def size_0_costs(work: Work, curve: Curve, split: str) -> list[float]:
-    """What each item costs at size 0, in bits: with nothing in the slot, unless the family has a size 0 of its own."""
-    record = work.run.cell(size_0_key(work, curve))
-    return work.null_costs(curve.task, split) if record is None else record["costs"].get(split, [])
 
 
 def certify(work: Work, curve: Curve, prior: Priced, seeds: list[dict[str, Any]]) -> None:
@@ -234,7 +227,7 @@ def certify(work: Work, curve: Curve, prior: Priced, seeds: list[dict[str, Any]]
     best, items = torch.tensor(chosen["best"]), task.contexts("test")
     about = curve.about(prior.name, chosen["seed"], chosen["key"])
     scored = score_latents(work.objective, items, writes, best.expand(len(items), -1))
-    point = rows.curve_point(about, work.tau, "test", *scored, size_0_costs(work, curve, "test"))
+    point = rows.curve_point(about, work.tau, "test", *scored, work.size_0_costs(curve.task, curve.family, "test"))
     string = work.model.tokenizer.decode(best.tolist(), clean_up_tokenization_spaces=False)
     record: dict[str, Any] = {"points": [point], "string": string}
     record |= {"costs": {"test": scored[0].double().tolist()}, "right": {"test": (scored[1] > 0).int().tolist()}}

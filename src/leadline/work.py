@@ -25,12 +25,12 @@ from leadline.edits import Edit, EmbeddingEdit, no_edit
 from leadline.engine import Context, Engine, shared_prefix
 from leadline.evaluation import score_draws
 from leadline.information import luck_ceiling
-from leadline.interventions import make
 from leadline.interventions.base import Intervention, Writes, edit
 from leadline.items import SPLITS, Item, Task, from_json, prepare, to_json
 from leadline.model import FrozenModel
 from leadline.objective import Objective, objective_for
 from leadline.pathfinding import tally
+from leadline.places import made
 from leadline.plan import Cell, Seen, latent_families
 from leadline.priors import Priors
 from leadline.progress import Reporter
@@ -132,7 +132,7 @@ class Work:
         if cell.part not in self._interventions:
             if cell.family in ANCHORED and cell.seed >= 0:
                 raise RuntimeError(f"nobody said where {cell.label} stands")
-            self._interventions[cell.part] = make(cell.family, cell.size, self.priors, self.behaviour.num_conditions)
+            self._interventions[cell.part] = made(cell.family, cell.size, self.priors, self.behaviour)
         return self._interventions[cell.part]
 
     def place(self, cell: Cell, intervention: Intervention) -> None:
@@ -188,9 +188,15 @@ class Work:
 
         return Objective(self.engine, rewarded=rewarded)
 
-    def null_costs(self, task: str, split: str) -> list[float]:
-        """What each item costs with nothing in the slot, in bits; empty for a split that was not looked at."""
-        record = self.run.cell(self.key("null", task)) or {"costs": {}}
+    def size_0_key(self, task: str, family: str) -> str:
+        """The key of the size 0 that a family has of its own, if it is one of those that begin at a deployed prompt."""
+        return self.key("size 0", task, family)
+
+    def size_0_costs(self, task: str, family: str, split: str) -> list[float]:
+        """What each item costs at a family's size 0, in bits: with nothing in the slot, unless the family has a size 0
+        of its own. Empty for a split that was not looked at."""
+        own = self.run.cell(self.size_0_key(task, family))
+        record = own or self.run.cell(self.key("null", task)) or {"costs": {}}
         return [float(bits) for bits in record["costs"].get(split, [])]
 
     def no_edit(self, rows: int) -> EmbeddingEdit:

@@ -18,7 +18,7 @@ UNSEEN = re.compile(
 UNITS = {
     "soft_prompt": "soft token", "soft_subspace": "dimension", "vocab_mixture": "soft token", "steering": "site",
     "prefix": "prefix token", "lora": "rank", "tinylora": "number", "text_prompt": "token", "few_shot": "demonstration",
-    "prompt_edits": "edit", "conditional_soft_prompt": "conditional token",
+    "prompt_edits": "edit", "soft_edits": "noise eighth", "conditional_soft_prompt": "conditional token",
 }  # fmt: skip
 
 
