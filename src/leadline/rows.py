@@ -183,6 +183,17 @@ def text_points(about: Point, promised: Sequence[float], found: Sequence[float],
     return points
 
 
+def uniform_point(about: Point, found: int, tried: int, price_bits: float) -> Point:
+    """TEXT under another prior, all texts of that many tokens alike, `price_bits` each: `found` of them work. It stands
+    beside TEXT and is no bound on the distance, whose prior is the family's own."""
+    bits = price_bits - math.log2(found)
+    return _row({
+        **about, "prior": "all texts of that many printing tokens alike", "split": "test", "estimator": "TEXT UNIFORM",
+        "kind": "certified upper", "outcome": "reached", "upper_bits": bits, "estimate_bits": bits, "stderr_bits": 0.0,
+        "p_hits": found, "p_draws": tried,
+    })  # fmt: skip
+
+
 def prior_point(about: Point, threshold: float, margins: Tensor) -> Point:
     """MC: draws of the prior itself."""
     member = in_s(margins, threshold)

@@ -21,7 +21,7 @@ from leadline import rows
 from leadline.checkpoint import Checkpoint
 from leadline.engine import Context
 from leadline.evaluation import first_item_hits, in_s, score_latents
-from leadline.interventions.text_prompt import Place, TextPrompt
+from leadline.interventions.text_prompt import Place, TextPrompt, allowed_tokens, uniform_bits
 from leadline.items import SPLITS
 from leadline.model import FrozenModel
 from leadline.places import places
@@ -237,6 +237,9 @@ def certify(work: Work, curve: Curve, prior: Priced, seeds: list[dict[str, Any]]
         hits = [text for text, holds in zip(texts, in_s(margins, work.tau).tolist(), strict=True) if holds]
         promised, found_bits = (_prices(prior, some) for some in (texts, hits))
         record["points"] += rows.text_points(about, promised, found_bits, len(texts))
+        if hits and curve.family == FAMILY:
+            price = uniform_bits(curve.size, allowed_tokens(work.model))
+            record["points"].append(rows.uniform_point(about, len(hits), len(texts), price))
         if hits and not curve.task:
             again = work.scored(key, f"confirmation, {curve.label}", "", "confirm", writes, padded(hits))
             counts = {"hits": int(in_s(again, work.tau).sum()), "draws": len(hits)}

@@ -120,7 +120,10 @@ def text_lines(result: Result) -> list[str]:
     for name, text in extra.get("texts", {}).items():
         task, family, size = name.rsplit("/", 2)
         if not task:
-            lines.append(f"The text of {size_words(family, int(size))}: {plain(ascii(text), 400)}")
+            alike = result.points.filter(role="behaviour", family=family, size=int(size), estimator="TEXT UNIFORM")
+            bits = [at_most(upper) for upper in alike["upper_bits"]]
+            told = f" (at most {bits[0]} bits if all texts of that length were alike)" if bits else ""
+            lines.append(f"The text of {size_words(family, int(size))}: {plain(ascii(text), 400)}{told}")
     standing = result.points.filter(role="behaviour", estimator="COND").drop_nulls("component_bits")
     for row in standing.to_dicts():
         anchor = extra.get("anchors", {}).get(f"/{row['family']}/{row['size']}/{row['seed']}", {}).get("string", "")
