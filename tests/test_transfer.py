@@ -56,7 +56,7 @@ def test_the_score_at_a_temperature_is_the_share_of_right_replies_that_are_drawn
 
 def test_the_random_twin_is_not_moved_and_its_own_twin_is(run):
     on_random = transfer(run, model="organism:random", family="soft_prompt")[-1]
-    assert on_random.what == "on organism:random, the solution"
+    assert on_random.what == f"on organism:random, {find(run, family='soft_prompt').name}"
     assert on_random.score == 0.0
     on_itself = transfer(run, model="organism:tiny", family="prefix")
     assert on_itself[1].loss_bits == pytest.approx(on_itself[3].loss_bits, abs=1e-4)
@@ -66,7 +66,7 @@ def test_reworded_questions_hold_the_question(run):
     assert all("{}" in form for form in REWORDED)
     lines = transfer(run, reworded=True, family="soft_prompt")
     assert [line.what for line in lines][2:] == [
-        "questions reworded, nothing inserted", "questions reworded, the solution"
+        "questions reworded, nothing inserted", f"questions reworded, {find(run, family='soft_prompt').name}"
     ]  # fmt: skip
     assert lines[2].loss_bits != lines[0].loss_bits
 
@@ -91,5 +91,5 @@ def test_the_command_prints_a_line_each(run, capsys):
         cli.main(["score", str(run), "--family", "steering", "--temperature", "0.5", "--reworded"])
     assert ended.value.code == 0
     out = capsys.readouterr().out
-    assert out.count("the solution") == out.count("nothing inserted") == 3
+    assert out.count("steering of size 1") == out.count("nothing inserted") == 3
     assert "10 test items" in out

@@ -62,17 +62,19 @@ def transfer(
         what, how = "A reward has no target to score again", "Measure it on the other model instead."
         raise UserError(what, f"behaviour {solution.behaviour.name}", how)
     own = prepare(solution.model, solution.behaviour, alone(spec))[0].items["test"]
-    lines = _lines("as it was found", solution.model, own, solution.edit, solution.shared)
+    name = solution.name
+    lines = _lines("as it was found", solution.model, own, name, solution.edit, solution.shared)
     if temperature is not None:
         what = f"sampled at temperature {temperature:g}"
-        lines += _lines(what, solution.model, own, solution.edit, solution.shared, temperature)
+        lines += _lines(what, solution.model, own, name, solution.edit, solution.shared, temperature)
     if reworded:
-        lines += _lines("questions reworded", solution.model, _reworded(solution, own), solution.edit, solution.shared)
+        asked = _reworded(solution, own)
+        lines += _lines("questions reworded", solution.model, asked, name, solution.edit, solution.shared)
     if model is not None:
         other = load(model)
         task = prepare(other, solution.behaviour, alone(spec))[0]
         shared = shared_prefix([context for split in SPLITS for context in task.contexts(split)])
-        lines += _lines(f"on {other.name}", other, task.items["test"], carried(solution, other), shared)
+        lines += _lines(f"on {other.name}", other, task.items["test"], name, carried(solution, other), shared)
     return lines
 
 
@@ -99,16 +101,17 @@ def carried(solution: Solution, other: FrozenModel) -> Edit:
 
 
 def _lines(
-    what: str, model: FrozenModel, items: Sequence[Item], edit: Edit, shared: tuple[int, ...], temperature: float = 0.0
-) -> list[Scored]:
-    """Without and with the solution. At a temperature the score is the probability that a sampled reply is right, which
-    teacher forcing gives without drawing one; at 0 replies are greedy."""
+    what: str, model: FrozenModel, items: Sequence[Item], name: str, edit: Edit, shared: tuple[int, ...],
+    temperature: float = 0.0,
+) -> list[Scored]:  # fmt: skip
+    """Without and with the solution of that name. At a temperature the score is the probability that a sampled reply is
+    right, which teacher forcing gives without drawing one; at 0 replies are greedy."""
     contexts = [item.context for item in items]
     # a prefix stands behind what all contexts share; no other edit asks where that ends
     objective = objective_for(Engine(model, shared if isinstance(edit, KeyValueEdit) else ()))
     nothing = no_edit(len(contexts), model.hidden_size, model.network.dtype, model.device)
     found = []
-    for who, change in (("nothing inserted", nothing), ("the solution", edit.select([0] * len(contexts)))):
+    for who, change in (("nothing inserted", nothing), (name, edit.select([0] * len(contexts)))):
         with torch.no_grad():
             bits, margins = objective.evaluate(contexts, change)
             right = (margins > 0).double()
