@@ -6,6 +6,7 @@ import time
 
 import torch
 
+from leadline import parts
 from leadline.behaviour import Behaviour
 from leadline.carried import carried, left_out_lines
 from leadline.controls import CONTROL_KINDS, relabels
@@ -66,7 +67,7 @@ def _seconds_a_sequence(model: FrozenModel, behaviour: Behaviour, spec: RunSpec)
     def seconds(backward: bool) -> float:
         begin = time.perf_counter()
         with torch.set_grad_enabled(backward):
-            nats = engine.target_logits(contexts, EmbeddingEdit(values, (1,) * rows)).nats()
+            nats = parts.nats(engine, contexts, EmbeddingEdit(values, (1,) * rows))
         if backward:
             nats.sum().backward()  # type: ignore[no-untyped-call]
         return (time.perf_counter() - begin) / rows

@@ -25,6 +25,15 @@ class Edit(ABC):
     lengths: tuple[int, ...]
     taken: int = 0
 
+    @property
+    @abstractmethod
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that is written, each (rows, ...)."""
+
+    @abstractmethod
+    def having(self, tensors: Sequence[Tensor]) -> Self:
+        """The same edit with these in place of `tensors`, of as many rows."""
+
     @abstractmethod
     def select(self, rows: Sequence[int]) -> Self:
         """The same edit for these rows only, in this order."""
@@ -61,6 +70,13 @@ class EmbeddingEdit(Edit):
         if any(length < 0 or length > self.values.shape[1] for length in self.lengths):
             raise ValueError(f"lengths {self.lengths} leave the {self.values.shape[1]} tokens that values hold")
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.values,)
+
+    def having(self, tensors: Sequence[Tensor]) -> EmbeddingEdit:
+        return EmbeddingEdit(tensors[0], self.lengths)
+
     def select(self, rows: Sequence[int]) -> EmbeddingEdit:
         return EmbeddingEdit(self.values[list(rows)], tuple(self.lengths[row] for row in rows))
 
@@ -95,6 +111,13 @@ class ResidualEdit(Edit):
     @property
     def lengths(self) -> tuple[int, ...]:  # type: ignore[override]
         return (0,) * len(self.values)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.values,)
+
+    def having(self, tensors: Sequence[Tensor]) -> ResidualEdit:
+        return ResidualEdit(tensors[0], self.sites)
 
     def select(self, rows: Sequence[int]) -> ResidualEdit:
         return ResidualEdit(self.values[list(rows)], self.sites)
@@ -135,6 +158,13 @@ class KeyValueEdit(Edit):
     def taken(self) -> int:  # type: ignore[override]
         return self.keys.shape[3]
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.keys, self.values)
+
+    def having(self, tensors: Sequence[Tensor]) -> KeyValueEdit:
+        return KeyValueEdit(*tensors)
+
     def select(self, rows: Sequence[int]) -> KeyValueEdit:
         return KeyValueEdit(self.keys[list(rows)], self.values[list(rows)])
 
@@ -163,6 +193,14 @@ class WeightEdit(Edit):
     @property
     def lengths(self) -> tuple[int, ...]:  # type: ignore[override]
         return (0,) * len(next(iter(self.down.values())))
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (*self.down.values(), *(self.up[name] for name in self.down))
+
+    def having(self, tensors: Sequence[Tensor]) -> WeightEdit:
+        down, up = tensors[: len(self.down)], tensors[len(self.down) :]
+        return WeightEdit(dict(zip(self.down, down, strict=True)), dict(zip(self.down, up, strict=True)))
 
     def select(self, rows: Sequence[int]) -> WeightEdit:
         chosen = list(rows)

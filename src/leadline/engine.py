@@ -9,9 +9,11 @@ objectives, priors or solvers.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,8 +66,22 @@ class TargetLogits:
         return lowest.scatter_reduce(0, self.rows, wanted - rivals, "amin")
 
 
+class _Now(threading.local):
+    """What the rows that this thread runs are given by the hooks that are in place.
+
+    picks: (picks,) positions of the flattened batch that go through the head; None for all
+    edit:  carried out by the hooks;  first: (rows, 1) position from which on a residual edit changes a row
+    """
+
+    picks: Tensor | None = None
+    edit: Edit | None = None
+    first: Tensor | None = None
+
+
 class Engine:
     """Runs contexts under edits through one frozen model.
+
+    Threads may run rows side by side, each its own: `with engine.carrying(edit)` around `engine.logits` in each.
 
     shared: tokens that every row starts with. They are run once and their keys and values are kept; the slow twin is
             `shared=()`, and a test holds the two together.
@@ -74,6 +90,7 @@ class Engine:
     def __init__(self, model: FrozenModel, shared: tuple[int, ...] = ()) -> None:
         self.model = model
         self.shared = shared
+        self._now = _Now()
         self._cache: Any = None
         if shared:
             ids = torch.tensor([shared], device=model.device)
@@ -85,6 +102,11 @@ class Engine:
 
         contexts: one a row; edit: as many rows. Raises ValueError where a context does not start with `shared`.
         """
+        with self.carrying(edit):
+            return self.logits(contexts, edit)
+
+    def logits(self, contexts: Sequence[Context], edit: Edit) -> TargetLogits:
+        """As `target_logits`, of rows of the edit that is carried."""
         # The last target token is never an input: nothing after it is scored.
         embeds, starts, slots = self._assemble(contexts, edit, [context.target[:-1] for context in contexts])
         width = embeds.shape[1]
@@ -96,8 +118,7 @@ class Engine:
             rows += [row] * len(context.target)
             targets += context.target
         device = self.model.device
-        with self._applied(edit, slots):
-            logits = self._run(embeds, torch.tensor(picks, device=device), edit, keep=False)[0]
+        logits = self._run(embeds, torch.tensor(picks, device=device), edit, slots, keep=False)[0]
         return TargetLogits(
             logits, torch.tensor(targets, device=device), torch.tensor(rows, device=device), len(contexts)
         )
@@ -139,9 +160,10 @@ class Engine:
         picks = torch.arange(1, rows + 1, device=self.model.device) * ends[0] - 1
         replies: list[list[int]] = [[] for _ in range(rows)]
         running = [True] * rows
-        with self._applied(edit, slots):
-            logits, past = self._run(embeds, picks, edit, keep=True)
-        with self._applied(edit, [0] * rows):  # every token of a reply stands behind the slot
+        with self.carrying(edit):
+            logits, past = self._run(embeds, picks, edit, slots, keep=True)
+            # each token of a reply stands behind the slot, and is the only one of its pass
+            self._now.picks, self._now.first = None, torch.zeros(rows, 1, dtype=torch.long, device=picks.device)
             for _ in range(max_tokens):
                 tokens = _choose(logits, generator)
                 for row, token in enumerate(tokens.tolist()):
@@ -161,7 +183,7 @@ class Engine:
         the first position an edit changes, the last one of the prompt at the latest."""
         if len(contexts) != len(edit.lengths):
             raise ValueError(f"{len(contexts)} contexts under an edit of {len(edit.lengths)} rows")
-        skip, lines, starts, slots = 0 if self._kept(edit) is None else len(self.shared), [], [], []
+        skip, lines, starts, slots = self.skipped(edit), [], [], []
         where_row: list[int] = []
         where_column: list[int] = []
         where_token: list[int] = []
@@ -184,6 +206,10 @@ class Engine:
             embeds = embeds.index_put((row_index, torch.tensor(where_column, device=device)), values)
         return embeds, starts, slots
 
+    def skipped(self, edit: Edit) -> int:
+        """Tokens that every row starts with and that need not be run."""
+        return 0 if self._kept(edit) is None else len(self.shared)
+
     def _kept(self, edit: Edit) -> Any:
         """The cache of the shared prefix; None without one, and where other weights would have made another."""
         return None if isinstance(edit, WeightEdit) else self._cache
@@ -204,43 +230,58 @@ class Engine:
         return past
 
     @contextmanager
-    def _applied(self, edit: Edit, slots: Sequence[int]) -> Iterator[None]:
-        """Carries out an edit of what blocks or linear maps give, for as long as it lasts.
-
-        slots: the first position of each row that a residual edit changes
-        """
-        hooks: list[tuple[torch.nn.Module, Callable[..., Any]]] = []
+    def carrying(self, edit: Edit) -> Iterator[None]:
+        """Puts hooks in place that narrow what reaches the head and carry out an edit of what blocks or linear maps
+        give, until it ends. They are placed and removed by one thread, since others may be running the modules, and
+        read what each thread is at."""
+        network = self.model.network
+        handles = [self.model.head.register_forward_pre_hook(self._narrow)]
         if isinstance(edit, ResidualEdit):
-            first = torch.tensor(slots, device=self.model.device)[:, None]
-            hooks = [
-                (self.model.layers[site], _adder(edit.values[:, place], first)) for place, site in enumerate(edit.sites)
-            ]
+            for place, site in enumerate(edit.sites):
+                handles.append(self.model.layers[site].register_forward_hook(partial(self._add, place)))
         if isinstance(edit, WeightEdit):
-            find = self.model.network.get_submodule
-            hooks = [(find(name), _low_rank(down, edit.up[name])) for name, down in edit.down.items()]
-        handles = [module.register_forward_hook(hook) for module, hook in hooks]
+            for name in edit.down:
+                handles.append(network.get_submodule(name).register_forward_hook(partial(self._change, name)))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _run(self, embeds: Tensor, picks: Tensor, edit: Edit, keep: bool) -> tuple[Tensor, Any]:
-        """(picks, vocabulary) logits of the picked positions of the flattened batch, and the cache if it is kept. Only
-        the picked positions go through the head: a hook narrows what reaches it, so that whatever a model does after
-        its head still happens."""
+    def _narrow(self, _module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor] | None:
+        """Only the picked positions go through the head: whatever a model does after its head still happens."""
+        if self._now.picks is None:
+            return None
+        hidden = inputs[0]
+        # One contiguous matrix: a strided slice makes torch copy the whole head once a row.
+        return (hidden.reshape(-1, hidden.shape[-1]).index_select(0, self._now.picks)[None],)
 
-        def narrow(_module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
-            hidden = inputs[0]
-            # One contiguous matrix: a strided slice makes torch copy the whole head once a row.
-            return (hidden.reshape(-1, hidden.shape[-1]).index_select(0, picks)[None],)
+    def _add(self, place: int, _module: torch.nn.Module, _inputs: Any, output: Any) -> Any:
+        """Adds the vectors of one site to a block's output, at every position from the slot on."""
+        edit, first = self._now.edit, self._now.first
+        assert isinstance(edit, ResidualEdit)
+        assert first is not None
+        hidden = output if isinstance(output, Tensor) else output[0]
+        behind = torch.arange(hidden.shape[1], device=hidden.device) >= first
+        changed = hidden + behind[..., None] * edit.values[:, place, None].to(hidden.dtype)
+        return changed if isinstance(output, Tensor) else (changed, *output[1:])
 
+    def _change(self, name: str, _module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """Adds up (down x) to what a linear map gives for x."""
+        edit, x = self._now.edit, inputs[0]
+        assert isinstance(edit, WeightEdit)
+        down, up = (factor.to(x.dtype).transpose(1, 2) for factor in (edit.down[name], edit.up[name]))
+        return output + (x @ down) @ up
+
+    def _run(self, embeds: Tensor, picks: Tensor, edit: Edit, slots: Sequence[int], keep: bool) -> tuple[Tensor, Any]:
+        """(picks, vocabulary) logits of the picked positions of the flattened batch, and the cache if it is kept.
+
+        slots: the first position of each row that a residual edit changes
+        """
+        first = torch.tensor(slots, device=self.model.device)[:, None]
+        self._now.picks, self._now.edit, self._now.first = picks, edit, first
         past = self._past(edit)
-        handle = self.model.head.register_forward_pre_hook(narrow)
-        try:
-            output = self.model.network(inputs_embeds=embeds, past_key_values=past, use_cache=keep or past is not None)
-        finally:
-            handle.remove()
+        output = self.model.network(inputs_embeds=embeds, past_key_values=past, use_cache=keep or past is not None)
         return output.logits[0], output.past_key_values if keep else None
 
 
@@ -255,28 +296,6 @@ def shared_prefix(contexts: Sequence[Context]) -> tuple[int, ...]:
     # A row of no tokens is no forward pass: leave one where nothing may follow but the slot and the reply.
     empty = any(len(context.before) == len(shortest) and not context.after for context in contexts)
     return shortest[:-1] if empty else shortest
-
-
-def _adder(values: Tensor, first: Tensor) -> Callable[..., Any]:
-    """A hook that adds (rows, hidden) values to a block's output at every position from (rows, 1) `first` on."""
-
-    def hook(_module: torch.nn.Module, _inputs: Any, output: Any) -> Any:
-        hidden = output if isinstance(output, Tensor) else output[0]
-        behind = torch.arange(hidden.shape[1], device=hidden.device) >= first
-        changed = hidden + behind[..., None] * values[:, None].to(hidden.dtype)
-        return changed if isinstance(output, Tensor) else (changed, *output[1:])
-
-    return hook
-
-
-def _low_rank(down: Tensor, up: Tensor) -> Callable[..., Any]:
-    """A hook that adds up (down x) to what a linear map gives for x; (rows, rank, in) and (rows, out, rank)."""
-
-    def hook(_module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        x = inputs[0]
-        return output + (x @ down.to(x.dtype).transpose(1, 2)) @ up.to(x.dtype).transpose(1, 2)
-
-    return hook
 
 
 def _choose(logits: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -148,7 +148,8 @@ def measure_point(setting: Setting, point: Point, reporter: Reporter) -> dict[st
         many = some * len(latents)
         conditions = [context.conditions for context in many]
         change = edit([point.intervention], [latents.repeat_interleave(len(some), 0)], conditions)
-        return setting.exact.bits(many, change).view(len(latents), len(some)).mean(1)
+        nats = setting.exact.engine.target_logits(many, change).nats()  # of a Hessian, so differentiable twice
+        return (nats / math.log(2)).view(len(latents), len(some)).mean(1)
 
     def score(latents: Tensor) -> Tensor:
         told(len(latents))

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from leadline import parts
 from leadline.edits import Edit
-from leadline.engine import Context, Engine
+from leadline.engine import Context, Engine, TargetLogits
 from leadline.probe import Compute
 
 # Rows that are run at once without gradients: enough to fill the processor, small enough for a laptop.
@@ -39,8 +40,8 @@ class Objective:
         self.ties = 0
 
     def bits(self, contexts: Sequence[Context], edit: Edit) -> Tensor:
-        """(rows,) cost of each row's target in bits, end of reply included; differentiable."""
-        return self.engine.target_logits(contexts, edit).nats() / math.log(2)
+        """(rows,) cost of each row's target in bits, end of reply included; differentiable once."""
+        return parts.nats(self.engine, contexts, edit) / math.log(2)
 
     @torch.no_grad()
     def evaluate(self, contexts: Sequence[Context], edit: Edit) -> tuple[Tensor, Tensor]:
@@ -51,9 +52,9 @@ class Objective:
         for start in range(0, len(contexts), CHUNK_ROWS):
             stop = min(start + CHUNK_ROWS, len(contexts))
             part, change = contexts[start:stop], edit.select(range(start, stop))
-            logits = self.engine.target_logits(part, change)
-            bits.append(logits.nats() / math.log(2))
-            margins.append(self._settled(part, change, logits.margins()))
+            nats, found = parts.each(self.engine, part, change, _costs_and_margins).T
+            bits.append(nats / math.log(2))
+            margins.append(self._settled(part, change, found.clone()))
         return torch.cat(bits), torch.cat(margins)
 
     def _settled(self, contexts: Sequence[Context], edit: Edit, margins: Tensor) -> Tensor:
@@ -61,9 +62,15 @@ class Objective:
         if not close or self._make_exact is None:
             return margins
         self._exact = self._exact or self._make_exact()
-        margins[close] = self._exact.target_logits([contexts[row] for row in close], edit.select(close)).margins()
+        asked, change = [contexts[row] for row in close], edit.select(close)
+        margins[close] = parts.each(self._exact, asked, change, TargetLogits.margins)
         self.ties += len(close)
         return margins
+
+
+def _costs_and_margins(logits: TargetLogits) -> Tensor:
+    """(rows, 2) nats and margins."""
+    return torch.stack([logits.nats(), logits.margins()], 1)
 
 
 def objective_for(engine: Engine) -> Objective:

@@ -88,10 +88,11 @@ def recorded(provenance: Mapping[str, Any]) -> Compute | None:
 
 
 def _measure(network: Any) -> Compute:
-    """Two dtypes and one or two kinds of attention, the best of two steps each. Leaves the weights rounded to bfloat16:
-    load them again."""
+    """Two dtypes and one or two kinds of attention, the best of two steps each, on one thread, as `parts` runs them.
+    Leaves the weights rounded to bfloat16: load them again."""
     threads, attention, dtype = torch.get_num_threads(), network.config._attn_implementation, network.dtype
     seconds: dict[tuple[str, str], float] = {}
+    torch.set_num_threads(1)
     try:
         for kind in ("float32", "bfloat16"):
             network.to(getattr(torch, kind))
@@ -99,6 +100,7 @@ def _measure(network: Any) -> Compute:
                 network.set_attn_implementation(way)
                 seconds[kind, way] = min(_step_seconds(network) for _ in range(2))
     finally:
+        torch.set_num_threads(threads)
         network.to(dtype)
         network.set_attn_implementation(attention)
     best = min(seconds, key=lambda pair: seconds[pair])
