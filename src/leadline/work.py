@@ -54,6 +54,7 @@ class Work:
         self.hash = digest([*asked, compute, made_with(spec, model)])
         self._interventions: dict[tuple[Any, ...], Intervention] = {}
         self.priors = Priors(model)
+        reporter.stage("families and their priors")
         # What was asked for is hashed and stored; what of it can be measured is what the stages see.
         self.spec, self._left_out = carried(model, behaviour, spec, self.priors)
         for line in left_out_lines(self._left_out):

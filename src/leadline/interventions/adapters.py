@@ -17,8 +17,6 @@ from leadline.edits import WeightEdit
 from leadline.interventions.base import Intervention
 from leadline.priors import RELATIVE_NORM, Priors, generator
 
-TINY_RANK = 2  # of the singular vectors that tinylora turns into each other
-
 
 @final
 class Lora(Intervention):
@@ -51,7 +49,7 @@ class Lora(Intervention):
 @final
 class TinyLora(Intervention):
     """So many numbers v, shared by all maps, as PEFT's TinyLoRA has them: dW = U sqrt(S) R sqrt(S) V with the leading
-    TINY_RANK singular vectors of W and R = sum_i v_i P_i over fixed random matrices; v is scaled so that a draw of the
+    LEADING singular vectors of W and R = sum_i v_i P_i over fixed random matrices; v is scaled so that a draw of the
     prior has E norm(dW)^2 = (RELATIVE_NORM norm(W))^2 in every map."""
 
     family = "tinylora"
@@ -64,12 +62,12 @@ class TinyLora(Intervention):
         self._down: dict[str, Tensor] = {}
         self._turned: dict[str, Tensor] = {}  # (size, outputs, rank): U sqrt(S) P_i, scaled
         for name, weight in priors.linear.items():
-            matrix = weight.float().cpu()
-            rank = min(TINY_RANK, *matrix.shape)
-            left, values, right = _leading(matrix, rank)
-            turns = torch.randn(size, rank, rank, generator=generator("tinylora", name))
+            left, values, right = priors.leading[name]
+            turns = torch.randn(size, len(values), len(values), generator=generator("tinylora", name))
             turned, down = (left * values.sqrt()) @ turns, values.sqrt()[:, None] * right
-            scale = RELATIVE_NORM * matrix.norm() / (turned @ down).norm()  # the norm over all i: v has variance 1
+            # E norm(dW)^2 = sum_i norm(turned_i down)^2, since v has variance 1
+            square = (torch.einsum("iok,iol->kl", turned, turned) * (down @ down.T)).sum()
+            scale = RELATIVE_NORM * weight.float().norm().cpu() / square.sqrt()
             self._down[name] = down.to(weight.device)
             self._turned[name] = (scale * turned).to(weight.device)
 
@@ -77,11 +75,3 @@ class TinyLora(Intervention):
         down = {name: factor.expand(len(latents), *factor.shape) for name, factor in self._down.items()}
         up = {name: torch.einsum("ri,iok->rok", latents, turned) for name, turned in self._turned.items()}
         return WeightEdit(down, up)
-
-
-def _leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The leading singular triplets: (out, rank), (rank,), (rank, in); from the eigenvectors of W W^T, which is a tenth
-    of the work of a decomposition of W and exact enough for the leading ones."""
-    squares, vectors = torch.linalg.eigh(matrix.double() @ matrix.double().T)
-    left, values = vectors[:, -rank:].flip(1).float(), squares[-rank:].flip(0).clamp_min(0.0).sqrt().float()
-    return left, values, (left.T @ matrix) / values.clamp_min(1e-30)[:, None]
