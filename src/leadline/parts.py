@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -117,8 +118,18 @@ def _side_by_side(engine: Engine, edit: Edit, one: Callable[[list[int]], T], par
         torch.set_num_threads(1)
         return one(rows)
 
-    with engine.carrying(edit), ThreadPoolExecutor(engine.model.compute.threads) as pool:
+    with engine.carrying(edit):
+        running = [_pool(engine.model.compute.threads).submit(alone, rows) for rows in parts]
         try:
-            return list(pool.map(alone, parts))
+            return [part.result() for part in running]
         finally:
+            for part in running:
+                part.cancel()
+            wait(running)  # the hooks stay in place as long as anybody runs through them
             torch.set_num_threads(threads)  # one library underneath has one number for all threads
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that are kept: each new one would have memory of its own to fill."""
+    return ThreadPoolExecutor(threads, "leadline-parts")
