@@ -37,12 +37,13 @@ class Lora(Intervention):
         self.shape = (size * sum(outputs + inputs for _, outputs, inputs, _ in self._parts),)
 
     def edit(self, latents: Tensor) -> WeightEdit:
-        down, up, rows, start = {}, {}, len(latents), 0
+        down, up, rows = {}, {}, len(latents)
+        # in one piece: the gradient of each slice by itself would be as large as all of them
+        lengths = [self.size * length for _, outputs, inputs, _ in self._parts for length in (inputs, outputs)]
+        factors = iter(latents.split(lengths, 1))
         for name, outputs, inputs, scale in self._parts:
-            middle, stop = start + self.size * inputs, start + self.size * (inputs + outputs)
-            down[name] = scale * latents[:, start:middle].view(rows, self.size, inputs)
-            up[name] = scale * latents[:, middle:stop].view(rows, outputs, self.size)
-            start = stop
+            down[name] = scale * next(factors).view(rows, self.size, inputs)
+            up[name] = scale * next(factors).view(rows, outputs, self.size)
         return WeightEdit(down, up)
 
 
