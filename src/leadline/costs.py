@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import torch
 
@@ -10,15 +11,16 @@ from leadline import parts
 from leadline.behaviour import Behaviour
 from leadline.carried import carried, left_out_lines
 from leadline.controls import CONTROL_KINDS, relabels
-from leadline.edits import EmbeddingEdit
-from leadline.engine import Engine, shared_prefix
+from leadline.edits import Edit, EmbeddingEdit
+from leadline.engine import Context, Engine, shared_prefix
 from leadline.items import sample_contexts
 from leadline.model import FrozenModel
 from leadline.outline import outline
-from leadline.plan import BUDGETS
+from leadline.places import made
+from leadline.plan import BUDGETS, gradient_cells
 from leadline.priors import Priors
 from leadline.rewarded import SAMPLES
-from leadline.spec import RunSpec
+from leadline.spec import WEIGHTS, RunSpec
 
 # Of the batch that is timed: enough sequences to fill the processor, few enough to be done in a second or two.
 TIMED_ROWS, TIMED_TOKENS = 32, 2048
@@ -27,12 +29,13 @@ TIMED_ROWS, TIMED_TOKENS = 32, 2048
 def plan_lines(spec: RunSpec, behaviour: Behaviour, model: FrozenModel) -> list[str]:
     """The plan in words, 80 columns wide: a line a stage with batches, sequences and minutes, then the sum and the
     memory."""
-    spec, left_out = carried(model, behaviour, spec, Priors(model))
+    priors = Priors(model)
+    spec, left_out = carried(model, behaviour, spec, priors)
     labels = behaviour.reply.texts is not None and relabels(behaviour.reply.texts)
     kinds = CONTROL_KINDS if behaviour.constant else ("relabelled" if labels else "permuted",)
     kinds = ("hashed",) if behaviour.reward is not None else kinds
     tasks = ["", *(f"{kinds[n % len(kinds)]}-{n // len(kinds)}" for n in range(spec.controls))]
-    train, score = _seconds_a_sequence(model, behaviour, spec)
+    train, score = _seconds_a_sequence(priors, behaviour, spec, tasks)
     if behaviour.reward is not None:  # a reply is written token by token, a pass each
         score *= behaviour.reward.tokens
         train = SAMPLES * (train + score)
@@ -54,23 +57,39 @@ def plan_lines(spec: RunSpec, behaviour: Behaviour, model: FrozenModel) -> list[
     ]
 
 
-def _seconds_a_sequence(model: FrozenModel, behaviour: Behaviour, spec: RunSpec) -> tuple[float, float]:
-    """Seconds for one of the behaviour's own sequences with and without a backward pass, the better of two after one
-    that warms up."""
+def _seconds_a_sequence(
+    priors: Priors, behaviour: Behaviour, spec: RunSpec, tasks: Sequence[str]
+) -> tuple[float, float]:
+    """Seconds for one of the behaviour's own sequences with and without a backward pass, the mean over the rows that
+    are trained: those that change weights are dearer."""
+    model = priors.model
     contexts = sample_contexts(model, behaviour, spec, min(TIMED_ROWS, BUDGETS[spec.scale].sequences))
     longest = max(len(context.before) + len(context.after) + len(context.target) for context in contexts)
     contexts = contexts[: max(1, TIMED_TOKENS // longest)]
-    rows = len(contexts)
+    one = torch.zeros(len(contexts), 1, model.hidden_size, device=model.device, requires_grad=True)
+    plain = _timed(model, contexts, EmbeddingEdit(one, (1,) * len(contexts)))
+    dear = [cell for cell in gradient_cells(spec, tasks) if cell.family in WEIGHTS]
+    if not dear:
+        return plain
+    intervention = made(dear[0].family, dear[0].size, priors, behaviour)
+    zeros = torch.zeros(len(contexts), *intervention.shape, device=model.device, requires_grad=True)
+    share = len(dear) / len(gradient_cells(spec, tasks))
+    changed = _timed(model, contexts, intervention.edit(zeros))
+    train, score = ((1 - share) * a + share * b for a, b in zip(plain, changed, strict=True))
+    return train, score
+
+
+def _timed(model: FrozenModel, contexts: Sequence[Context], change: Edit) -> tuple[float, float]:
+    """Seconds a row with and without a backward pass, the better of two after one that warms up."""
     engine = Engine(model, shared_prefix(contexts))
-    values = torch.zeros(rows, 1, model.hidden_size, device=model.device, requires_grad=True)
 
     def seconds(backward: bool) -> float:
         begin = time.perf_counter()
         with torch.set_grad_enabled(backward):
-            nats = parts.nats(engine, contexts, EmbeddingEdit(values, (1,) * rows))
+            nats = parts.nats(engine, contexts, change)
         if backward:
-            nats.sum().backward()  # type: ignore[no-untyped-call]
-        return (time.perf_counter() - begin) / rows
+            torch.autograd.grad(nats.sum(), change.tensors, retain_graph=True)
+        return (time.perf_counter() - begin) / len(contexts)
 
     seconds(True)
     return min(seconds(True), seconds(True)), min(seconds(False), seconds(False))

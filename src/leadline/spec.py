@@ -26,6 +26,7 @@ DEFAULT_SIZES: dict[str, tuple[int, ...]] = {
 }  # fmt: skip
 TEXTS = ("text_prompt", "few_shot", "prompt_edits")  # families of tokens, the others have a latent
 ANCHORED = ("vocab_mixture",)  # families of which each restart has a place of its own in the prior
+WEIGHTS = ("lora", "tinylora")  # families that change weights: nothing of a context can be run ahead of them
 CONDITIONED = ("conditional_soft_prompt",)  # families that only a behaviour with conditions has
 PROMPTED = ("prompt_edits", "soft_edits")  # families that only a behaviour with a deployed prompt has
 COMMON = tuple(family for family in get_args(Family) if family not in (*CONDITIONED, *PROMPTED))  # what "all" means

@@ -40,7 +40,7 @@ class Lora(Intervention):
         down, up, rows = {}, {}, len(latents)
         # in one piece: the gradient of each slice by itself would be as large as all of them
         lengths = [self.size * length for _, outputs, inputs, _ in self._parts for length in (inputs, outputs)]
-        factors = iter(latents.split(lengths, 1))
+        factors = iter(torch.split(latents, lengths, 1))
         for name, outputs, inputs, scale in self._parts:
             down[name] = scale * next(factors).view(rows, self.size, inputs)
             up[name] = scale * next(factors).view(rows, outputs, self.size)
