@@ -12,7 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,17 +54,21 @@ def counts(verdicts: Sequence[Verdict]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nulls", type=int, default=50)
+    parser.add_argument("--family", default="all")
+    parser.add_argument("--steps", type=int, default=trained_nulls.BUDGET.gradient_steps, help="of the size curve")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     model, nulls, began = small_model(), [], time.process_time()
+    asked = f"--nulls {args.nulls} --family {args.family} --steps {args.steps}"
+    budget = replace(trained_nulls.BUDGET, gradient_steps=args.steps)
     for number in range(args.nulls):
-        nulls.append(measured(model, null(number)))
+        nulls.append(measured(model, null(number), args.family, args.steps))
         record = {
-            "what": "K7: nulls of permuted labels through measure(), every family of --family all",
-            "command": f"python benchmarks/nulls.py --nulls {args.nulls}", "nulls": len(nulls),
+            "what": "K7: nulls of permuted labels through measure()",
+            "command": f"python benchmarks/nulls.py {asked}", "nulls": len(nulls),
             "items": trained_nulls.ITEMS, "labels": len(trained_nulls.LABELS), "threshold": trained_nulls.TAU,
             "guessing_bits": trained_nulls.GUESSING_BITS, "sizes": trained_nulls.SIZES,
-            "budget": asdict(trained_nulls.BUDGET), "text_budget": asdict(trained_nulls.TEXT_BUDGET),
+            "budget": asdict(budget), "text_budget": asdict(trained_nulls.TEXT_BUDGET),
             "model": asdict(trained_nulls.RECIPE), "cpu_seconds": round(time.process_time() - began, 1),
             "summary": summary(nulls),
         }  # fmt: skip

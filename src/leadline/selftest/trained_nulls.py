@@ -25,7 +25,7 @@ import random
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -92,10 +92,11 @@ def null(number: int) -> Behaviour:
 
 
 @contextmanager
-def small_budgets() -> Iterator[None]:
-    """Within the block `--scale ci` and the default sizes are those of this file."""
+def small_budgets(steps: int = BUDGET.gradient_steps) -> Iterator[None]:
+    """Within the block `--scale ci` and the default sizes are those of this file. steps: of the size curve"""
+    budget = replace(BUDGET, gradient_steps=steps)
     tables: tuple[tuple[Any, dict[Any, Any]], ...] = (
-        (spec.DEFAULT_SIZES, SIZES), (plan.BUDGETS, {"ci": BUDGET}), (plan.TEXT_BUDGETS, {"ci": TEXT_BUDGET}),
+        (spec.DEFAULT_SIZES, SIZES), (plan.BUDGETS, {"ci": budget}), (plan.TEXT_BUDGETS, {"ci": TEXT_BUDGET}),
     )  # fmt: skip
     with ExitStack() as stack:
         for table, changed in tables:
@@ -103,9 +104,13 @@ def small_budgets() -> Iterator[None]:
         yield
 
 
-def measured(model: FrozenModel, behaviour: Behaviour, family: str = "all") -> list[Verdict]:
-    """The verdicts on a behaviour with such labels, a family each, and the one on the whole of it at the end."""
-    with tempfile.TemporaryDirectory() as folder, small_budgets():
+def measured(
+    model: FrozenModel, behaviour: Behaviour, family: str = "all", steps: int = BUDGET.gradient_steps
+) -> list[Verdict]:
+    """The verdicts on a behaviour with such labels, a family each, and the one on the whole of it at the end. steps: of
+    the size curve; families that need more than a test can wait for learn nothing by heart, and their silence proves
+    nothing"""
+    with tempfile.TemporaryDirectory() as folder, small_budgets(steps):
         result = measure(
             model, behaviour, Path(folder) / "run", family=family, controls=0, items=ITEMS, threshold=TAU, draws=64,
             prior_draws=64, scale="ci",
