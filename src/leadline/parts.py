@@ -23,7 +23,7 @@ from leadline.edits import Edit
 from leadline.engine import Context, Engine, TargetLogits
 from leadline.probe import TINY_PARAMETERS
 
-# Tokens of a part, measured on SmolLM2: at twice and at half of it a step takes 5% longer.
+# Tokens of a part, measured on SmolLM2: at 1024 a step takes 5% longer, at 128 it takes 16% longer.
 TOKENS = 512
 T = TypeVar("T")
 
