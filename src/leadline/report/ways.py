@@ -126,9 +126,10 @@ def text_lines(result: Result) -> list[str]:
             lines.append(f"The text of {size_words(family, int(size))}: {plain(ascii(text), 400)}{told}")
     standing = result.points.filter(role="behaviour", estimator="COND").drop_nulls("component_bits")
     for row in standing.to_dicts():
-        anchor = extra.get("anchors", {}).get(f"/{row['family']}/{row['size']}/{row['seed']}", {}).get("string", "")
-        what = f"The text around which {size_words(row['family'], row['size'])} stand"
-        lines.append(f"{what}: {plain(ascii(anchor), 400)}")
+        anchor = extra.get("anchors", {}).get(f"/{row['family']}/{row['size']}/{row['seed']}")
+        if anchor is not None:  # told once the run has finished
+            what = f"The text around which {size_words(row['family'], row['size'])} stand"
+            lines.append(f"{what}: {plain(ascii(anchor['string']), 400)}")
     return lines
 
 
