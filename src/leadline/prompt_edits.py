@@ -108,24 +108,28 @@ def unedited(work: Work) -> None:
         everywhere = places(Renderer(work.model, work.behaviour.slot), work.behaviour)
         prompt = deployed_prompt(work.model, work.behaviour, everywhere)
         for task in work.tasks:
-            for family in families:
-                _unedited(work, Curve(task.name, 0, family), prompt)
+            _unedited(work, task.name, families, prompt)
 
 
-def _unedited(work: Work, curve: Curve, prompt: Sequence[int]) -> None:
-    key = work.size_0_key(curve.task, curve.family)
-    work.choose_key(key)
-    if work.done(key):
+def _unedited(work: Work, task: str, families: Sequence[str], prompt: Sequence[int]) -> None:
+    """Scored once, and a record of each family's own."""
+    keys = {family: work.size_0_key(task, family) for family in families}
+    for key in keys.values():
+        work.choose_key(key)
+    missing = [family for family, key in keys.items() if not work.done(key)]
+    if not missing:
         return
-    writes, points, costs = TextPrompt(work.model, []), [], {}
-    about = curve.about("the deployed prompt", -1, key)
+    writes, objective = TextPrompt(work.model, []), work.objective_of(task)
+    scored = {}
     for split in ("validation", "test"):
-        items = work.task(curve.task).contexts(split)
-        scored = score_latents(work.objective_of(curve.task), items, writes, torch.tensor([prompt] * len(items)))
-        points.append(rows.curve_point(about, work.tau, split, *scored))
-        costs[split] = scored[0].double().tolist()
-    samples = work.samples(curve.task, "test", SAMPLES, writes, torch.tensor([prompt] * SAMPLES))
-    work.write(key, {"points": points, "costs": costs}, samples=samples)
+        items = work.task(task).contexts(split)
+        scored[split] = score_latents(objective, items, writes, torch.tensor([prompt] * len(items)))
+    samples = work.samples(task, "test", SAMPLES, writes, torch.tensor([prompt] * SAMPLES))
+    costs = {split: bits.double().tolist() for split, (bits, _) in scored.items()}
+    for family in missing:
+        about = Curve(task, 0, family).about("the deployed prompt", -1, keys[family])
+        points = [rows.curve_point(about, work.tau, split, *found) for split, found in scored.items()]
+        work.write(keys[family], {"points": points, "costs": costs}, samples=samples)
 
 
 def _edited(work: Work, curve: Curve, seed: int, prior: EditPrior, everywhere: Sequence[Place]) -> dict[str, Any]:

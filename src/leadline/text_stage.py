@@ -202,11 +202,8 @@ def judge(
         ("train", work.task(curve.task).contexts("train")[: work.spec.items]), ("validation", validation),
     ):  # fmt: skip
         scored = score_latents(work.objective, items, writes, torch.tensor([best] * len(items)))
-        points.append(
-            rows.curve_point(
-                about, work.tau, split, *scored, work.size_0_costs(curve.task, curve.family, split), made=made
-            )
-        )
+        null = work.size_0_costs(curve.task, curve.family, split)
+        points.append(rows.curve_point(about, work.tau, split, *scored, null, made=made))
     work.write(key, {"points": points, "texts": holding, "best": best}, {"tokens": np.asarray(best)})
 
 
