@@ -120,10 +120,12 @@ def test_a_damaged_spec_is_not_shown(capsys, copied):
 
 def test_damaged_replies_are_refused_and_made_again(capsys, copied):
     run = copied
-    path = next(run.glob("cells/*/samples.parquet"))
-    for damage in damages(path):
-        path.write_bytes(damage)
-        assert str(path) in refused(capsys, "report", run)
+    for path in sorted(run.glob("cells/*/samples.parquet")):
+        whole = path.read_bytes()
+        for damage in damages(path):
+            path.write_bytes(damage)
+            assert str(path) in refused(capsys, "report", run)
+        path.write_bytes(whole)
     other = pl.DataFrame([{"item": 0, "split": "test", "draw": 0, "prompt": "p", "reply": "another", "target": "t",
                            "hit": True}])  # fmt: skip
     other.write_parquet(path)

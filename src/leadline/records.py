@@ -277,12 +277,25 @@ def points_are_whole(folder: Path) -> bool:
     return told <= {None} or not path.is_file() or file_sha256(path) in told
 
 
-def read_samples(folder: Path, key: str) -> pl.DataFrame | None:
-    """The replies that a cell kept, or None. Raises UserError when they cannot be read, or are not those that the
-    cell's record tells of."""
-    path = folder / "cells" / key / "samples.parquet"
-    if Path(key).name != key or not path.is_file():
-        return None
+def sampled_cells(folder: Path) -> dict[str, list[str]]:
+    """The cells that kept replies, by the key of their rows in points.parquet: what was chosen among cells is scored in
+    a cell of its own, whose rows name the chosen one. Raises UserError where a record cannot be read."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(folder.glob("cells/*/samples.parquet")):
+        record = path.with_name("record.json")
+        try:
+            points = _read_told(record).get("points")
+            key = points[0]["key"] if points else path.parent.name
+        except (OSError, ValueError, AttributeError, LookupError, TypeError) as error:
+            raise damaged(record) from error
+        found.setdefault(str(key), []).append(path.parent.name)
+    return found
+
+
+def read_samples(folder: Path, cell: str) -> pl.DataFrame:
+    """The replies that a cell kept. Raises UserError when they cannot be read, or are not those that the cell's record
+    tells of."""
+    path = folder / "cells" / cell / "samples.parquet"
     try:
         if _read_told(path.with_name("record.json")).get("samples_sha256") not in (None, file_sha256(path)):
             raise damaged(path)

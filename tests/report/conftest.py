@@ -60,6 +60,7 @@ class RunWriter:
     planted: Planted
     rows: list[dict[str, Any]] = field(default_factory=list)
     cells: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    named: dict[str, str] = field(default_factory=dict)
 
     def add(self, **values: Any) -> str:
         """One row of points.parquet; returns its cell key. Anything not given is null or its neutral value."""
@@ -74,10 +75,11 @@ class RunWriter:
         self.rows.append(row)
         return str(row["key"])
 
-    def sample(self, key: str, target: str, replies: tuple[str, ...], split: str = "test") -> None:
-        """The stored replies of one cell: one item each."""
+    def sample(self, key: str, target: str, replies: tuple[str, ...], split: str = "test", cell: str = "") -> None:
+        """The stored replies of one cell, one item each. cell: where they lie, if not in the cell named by the rows"""
         if self.planted.samples:
-            self.cells[key] = [
+            self.named[cell or key] = key
+            self.cells[cell or key] = [
                 {"item": i, "split": split, "draw": 0, "prompt": f"Question {i}?", "reply": reply, "target": target,
                  "hit": reply == target}
                 for i, reply in enumerate(replies)
@@ -127,7 +129,7 @@ class RunWriter:
                     steps=300, outcome="reached" if best else "out of steps", key=key,
                     **(who | ({"score": test, "score_low": test - 0.1, "score_high": test + 0.04} if exact else {})),
                 )  # fmt: skip
-                self.sample(key, target, HOSTILE + (target,) * 3)
+                self.sample(key, target, HOSTILE + (target,) * 3, cell=f"test-{key}")
 
     def sweep(self, size: int, target: str, direct: float, depth: float, who: dict[str, str]) -> None:
         """A beta sweep with two bisected cells, and the certified rows of the chosen cell."""
@@ -205,7 +207,8 @@ class RunWriter:
         for key, samples in self.cells.items():
             cell = path / "cells" / key
             cell.mkdir(parents=True)
-            (cell / "record.json").write_text(json.dumps({"key": key}), encoding="utf-8")
+            record = {"key": key, "points": [{"key": self.named[key]}]}
+            (cell / "record.json").write_text(json.dumps(record), encoding="utf-8")
             pl.DataFrame(samples).write_parquet(cell / "samples.parquet")
         return path
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from leadline.records import read_samples
+from leadline.records import read_samples, sampled_cells
 from leadline.report.headline import distance_of
 from leadline.report.words import UNITS, plain, size_words
 from leadline.result import Result
@@ -33,13 +33,9 @@ def reply_cells(folder: Path, result: Result) -> list[dict[str, Any]]:
         maintain_order=True,
     )  # fmt: skip
     cells: list[dict[str, Any]] = []
-    seen: set[str] = set()
+    sampled = sampled_cells(folder)
     for row in order.iter_rows(named=True):
-        if row["key"] in seen:
-            continue
-        seen.add(row["key"])
-        samples = _samples(folder, str(row["key"]))
-        if samples:
+        for samples in (_samples(folder, cell) for cell in sampled.pop(str(row["key"]), [])):
             hits = sum(bool(sample["hit"]) for sample in samples)
             cells.append(
                 {
@@ -51,13 +47,11 @@ def reply_cells(folder: Path, result: Result) -> list[dict[str, Any]]:
     return cells
 
 
-def _samples(folder: Path, key: str) -> list[dict[str, Any]]:
-    frame = read_samples(folder, key)
-    if frame is None:
-        return []
+def _samples(folder: Path, cell: str) -> list[dict[str, Any]]:
+    frame = read_samples(folder, cell)
     if missing := SAMPLE_COLUMNS - set(frame.columns):
         how = "Delete this cell's folder and run `leadline measure` again: it does only what is missing."
-        raise UserError(f"the replies of a cell lack {', '.join(sorted(missing))}", f"cells/{key}", how)
+        raise UserError(f"the replies of a cell lack {', '.join(sorted(missing))}", f"cells/{cell}", how)
     return frame.sort("draw", "item", maintain_order=True).to_dicts()
 
 
