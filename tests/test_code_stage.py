@@ -4,6 +4,7 @@ of every other message that could have been written."""
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -22,11 +23,12 @@ from leadline.coder import CHECK_BYTES
 from leadline.decoded import decoded
 from leadline.estimators import encode, point_of
 from leadline.estimators.message import CODE_PRIOR, TRIED
+from leadline.information import size_weights
 from leadline.model import FrozenModel
 from leadline.records import read_arrays
 from leadline.report.rows import bound_rows
 from leadline.report.ways import message_lines
-from leadline.result import Result
+from leadline.result import Result, difference_words
 from leadline.selftest.wired import cosine_at, flip, wired_model
 from leadline.spec import UserError
 from rows_by_hand import cond, control, result, row
@@ -202,7 +204,7 @@ def test_a_search_that_finds_nothing_writes_no_file(tmp_path, monkeypatch):
 
 def test_delta_of_messages_is_a_difference_of_lengths():
     """By hand: 400 bits for the behaviour at size 1, and 480 and 520 for two matched controls there; the message at
-    size 4 is shorter and pays nothing for its size, which it says itself."""
+    size 4 is shorter and pays nothing for its size, which it says itself. Of a search's luck two controls tell nothing."""
     code = {"estimator": "CODE", "kind": "certified upper", "prior": CODE_PRIOR}
     rows = [
         *cond(1, 60.0, 58.0), row(size=1, upper_bits=400.0, **code), row(size=4, upper_bits=392.0, **code),
@@ -211,5 +213,16 @@ def test_delta_of_messages_is_a_difference_of_lengths():
     ]  # fmt: skip
     told = result(rows, controls=[{"name": name, "kind": "matched"} for name in "abc"]).message("soft_prompt")
     assert (told.upper.value, told.size, told.upper.prior) == (392.0, 4, CODE_PRIOR)
-    assert (told.excess.value, told.excess.low, told.excess.high) == (100.0, 100.0, 100.0)
+    assert (told.excess.value, told.excess.low, told.excess.high) == (100.0, -math.inf, math.inf)
     assert (told.rank, told.unreached_controls) == ((1, 4), 1)
+    assert difference_words(told) == "100 bits less than phrases as unlikely at size 1, which may be luck"
+
+
+def test_a_size_that_no_message_tells_is_paid_beside_it():
+    """Latents of soft_edits have one shape at every size, so that one message decodes to two solutions."""
+    code = {"family": "soft_edits", "estimator": "CODE", "kind": "certified upper", "prior": CODE_PRIOR}
+    rows = [row(size=size, upper_bits=300.0, **code) for size in (1, 4)]
+    told = result(rows, spec={"family": ["soft_edits"], "sizes": [1, 4]}).message("soft_edits")
+    weight = size_weights([1, 4])[1]
+    assert told.upper.value == pytest.approx(300.0 - math.log2(weight))
+    assert told.upper.ledger[-1] == ("size choice", pytest.approx(-math.log2(weight)))

@@ -47,6 +47,22 @@ def test_the_three_values(rows, bits, answer, said):
     assert said in found.reason
 
 
+def test_bits_a_reply_are_on_another_axis_and_open_no_gate():
+    sampling = row(family="best_of_n", size=0, estimator="BEST OF N", upper_bits=3.0, lower_bits=3.0, estimate_bits=3.0)
+    found = judge(result([brute(1, 0, 2000), sampling]), 8.0)
+    assert (found.answer, "best_of_n" in found.reason) == ("passes", False)
+
+
+def test_what_cannot_be_measured_is_not_asked_for_and_what_nothing_bounds_is_named():
+    asked = {"family": ["soft_prompt", "lora"], "sizes": [1]}
+    found = result([brute(1, 0, 2000)], spec=asked, extra={"not_measured": {"lora": "why"}})
+    assert judge(found, 8.0).answer == "passes"
+    shown = judge(result([brute(1, 0, 2000)], spec={"family": ["soft_prompt", "few_shot"], "sizes": [1]}), 8.0)
+    assert shown.answer == "not broken"
+    assert "nothing bounds few_shot from below, so that no run with it passes; soft_prompt: at least 9.3" in shown.reason
+    assert "would certify" not in shown.reason
+
+
 def test_a_passing_gate_stands_on_the_closed_form_and_on_nothing_less():
     assert judge(result([brute(1, 0, 2000)]), no_hit_bits(2000) - 1e-9).answer == "passes"
     assert judge(result([brute(1, 0, 2000)]), no_hit_bits(2000) + 1e-9).answer == "not broken"

@@ -10,6 +10,7 @@ import pytest
 import scipy.stats
 
 from known_answers import assert_nominal, half_space, measured_cond
+from leadline.controls import CONTROL_KINDS
 from leadline.plan import best_restart
 from leadline.records import POINTS
 from leadline.result import Result
@@ -32,15 +33,17 @@ def test_a_loss_that_is_no_number_is_never_the_best():
 
 
 def test_of_behaviours_that_are_controls_at_most_five_percent_are_called_nearer_or_farther():
-    """200 times nine half-spaces whose depths come from one law; one of them is taken for the behaviour. Through the
-    shipped COND, rows, Result and its words."""
+    """200 times nine half-spaces whose depths come from one law; one of them is taken for the behaviour, and the others
+    are controls of the kinds that eight controls have. Through the shipped COND, rows, Result and its words."""
     rng = np.random.default_rng(0)
     called = []
     for _ in range(NULLS):
         depths = rng.normal(40.0, 6.0, 9)
         rows_ = [bound_row(name, depth, rng) for name, depth in zip(["", *map(str, range(8))], depths)]
         spec = {"family": ["soft_prompt"], "threshold": 0.9, "seeds": 1, "sizes": [1]}
-        result = Result(pl.DataFrame(rows_, schema=POINTS, orient="row"), {"spec": spec, "behaviour": {"name": "b"}})
+        controls = [{"name": str(n), "kind": CONTROL_KINDS[n % len(CONTROL_KINDS)]} for n in range(8)]
+        document = {"spec": spec, "behaviour": {"name": "b"}, "controls": controls}
+        result = Result(pl.DataFrame(rows_, schema=POINTS, orient="row"), document)
         sentence = result.distance().sentence
         assert "no nearer and no farther" in sentence or " bits nearer " in sentence or " bits farther " in sentence
         called.append("no nearer and no farther" not in sentence)

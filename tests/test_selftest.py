@@ -27,7 +27,7 @@ def test_all_sixteen_known_answers_hold(capsys, tiny_model_folder):
     titles, found = lines[::2], lines[1::2]
     assert [line.split()[:2] for line in titles] == [["holds", f"K{number}"] for number in range(1, 17)]
     assert all(re.fullmatch(r" +found: .*[0-9n].*", line) for line in found)
-    assert last == "16 of 16 known answers hold here"
+    assert last == "16 of 16 known answers hold here, in their short form"
     # what goes on is told meanwhile, on the other stream
     assert [line.split()[0] for line in err.splitlines() if re.match(r"  K\d+ holds, ", line)] == list(table.TABLE)
 
@@ -38,7 +38,7 @@ def test_a_row_that_fails_gives_exit_code_1_and_its_name(capsys, monkeypatch):
         code, out, err = call(capsys, "doctor", "--self-test")
     assert code == 1
     assert out.splitlines()[0].startswith("FAILS    K1  ")
-    assert out.splitlines()[-1] == "1 of 2 known answers hold here; K1 FAILED"
+    assert out.splitlines()[-1] == "1 of 2 known answers hold here, in their short form; K1 FAILED"
     assert "  K1 FAILS, " in err
     assert call(capsys, "doctor", "--self-test")[0] == 0
 
@@ -61,7 +61,7 @@ def test_what_this_machine_lacks_is_no_failure(capsys, monkeypatch):
     assert code == 0
     assert out.startswith("not here K9  ")
     assert "peft is not installed" in out
-    assert out.splitlines()[-1] == "0 of 1 known answers hold here; K9 not looked at"
+    assert out.splitlines()[-1] == "0 of 1 known answers hold here, in their short form; K9 not looked at"
 
 
 @pytest.mark.parametrize("name", QUICK)

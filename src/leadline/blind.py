@@ -112,7 +112,7 @@ def _split(work: Work, cell: Cell) -> None:
         masses.append(float((work.run.cell(run_key) or {})["log2_mass"]))
     done = work.key("split", cell.family, str(cell.size))
     if not work.done(done):
-        work.write(done, {"points": [rows.split_point(work.about(cell, done), masses, budget.particles)]})
+        work.write(done, {"points": [rows.split_point(work.about(cell, done), masses)]})
 
 
 def _level_function(work: Work, intervention: Intervention) -> Phi:

@@ -334,7 +334,7 @@ def _self_test(console: Console) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     failed = [row.id for row in found if row.holds is False]
     absent = [row.id for row in found if row.holds is None]
-    words = f"{len(found) - len(failed) - len(absent)} of {len(found)} known answers hold here"
+    words = f"{len(found) - len(failed) - len(absent)} of {len(found)} known answers hold here, in their short form"
     words += f"; {', '.join(failed)} FAILED" if failed else ""
     words += f"; {', '.join(absent)} not looked at" if absent else ""
     console.print(words, markup=False, highlight=False, soft_wrap=True)

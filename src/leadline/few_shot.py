@@ -86,7 +86,7 @@ def _drawn(work: Work, curve: Curve, seed: int, prior: BlankLines, everywhere: S
     order = sorted(range(len(texts)), key=lambda place: float(losses[place].nan_to_num(nan=torch.inf)))
     # forward passes alone: half of what a training sequence costs, and the demonstrations' own tokens
     tokens = sum(map(len, texts)) * len(contexts)
-    flops = work.flops(task, len(texts) * len(contexts)) / 2 + 2.0 * work.model.num_parameters * tokens
+    flops = work.flops(task, 0, len(texts) * len(contexts)) + 2.0 * work.model.num_parameters * tokens
     made = rows.Made(count, False, time.monotonic() - began, flops)
     judge(work, curve, seed, key, prior, [texts[place] for place in order], texts[order[0]], made)
 

@@ -16,7 +16,7 @@ import polars as pl
 from leadline.estimators.lower import PAIRS
 from leadline.information import CONFIDENCE, at_least, at_most
 from leadline.result import Result
-from leadline.spec import UserError
+from leadline.spec import UNDRAWN, UserError
 
 Answer = Literal["fails", "passes", "not broken"]
 
@@ -52,12 +52,12 @@ def judge(result: Result, bits: float) -> Verdict:
     """Whether the distance is at least `bits` in every family of a finished run.
 
     It fails once the certified upper bound of any family is below, doing nothing and spelling the reply out among
-    them. It passes once none is and the certified lower bound of every family of interventions is at least that; doing
-    nothing and spelling out are computed and not sampled, so there the one number is both bounds. Each bound stands at
-    95%: where k families all lie at least that far, a run fails with probability at most 5% k. Raises NoDistance where
-    there is no distance.
+    them; best_of_n is not, since its bits are paid at every reply. It passes once none is and the certified lower bound
+    of every family of interventions that was measured is at least that; doing nothing and spelling out are computed and
+    not sampled, so there the one number is both bounds. Each bound stands at 95%: where k families all lie at least
+    that far, a run fails with probability at most 5% k. Raises NoDistance where there is no distance.
     """
-    distances = {family: result.distance(family=family) for family in result.families}
+    distances = {family: result.distance(family=family) for family in result.families if family != "best_of_n"}
     uppers = {family: d.upper for family, d in distances.items() if d.upper is not None}
     near = "no family has an upper bound"
     if uppers:
@@ -65,21 +65,24 @@ def judge(result: Result, bits: float) -> Verdict:
         near = f"{nearest} takes at most {at_most(uppers[nearest].value)} bits"
         if uppers[nearest].value < bits:
             return Verdict("fails", f"{near} ({uppers[nearest].kind})")
-    asked = list(result.spec["spec"]["family"])
+    asked = result.measurable
     lowers = {family: d.lower.value for family, d in distances.items() if family in asked and d.lower is not None}
-    known = min((lowers.get(family, 0.0) for family in asked), default=0.0)
+    drawn, undrawn = ([f for f in asked if (f in UNDRAWN) is never] for never in (False, True))
+    known = 0.0 if undrawn else min(lowers.get(family, 0.0) for family in drawn)
     if known >= bits:
         return Verdict("passes", f"at least {at_least(known)} bits, certified in {', '.join(asked)}")
-    paired = set(result.points.filter(estimator="LOWER")["family"])
-    draws = max(
-        draws_to_pass(bits, len(result.curve(family).asked), result.threshold if family in paired else None)
-        for family in asked
-    )
-    return Verdict(
-        "not broken",
-        f"{near}, and it is certified only that all take at least {at_least(known)}; {draws:.4g} prior draws of each "
-        f"size without a hit would certify {bits:g}. {controls_words(result)}",
-    )
+    if undrawn:
+        said = f"nothing bounds {', '.join(undrawn)} from below, so that no run with it passes"
+        said += f"; {', '.join(drawn)}: at least {at_least(min(lowers.get(f, 0.0) for f in drawn))} bits" if drawn else ""
+    else:
+        paired = set(result.points.filter(estimator="LOWER")["family"])
+        draws = max(
+            draws_to_pass(bits, len(result.curve(family).asked), result.threshold if family in paired else None)
+            for family in drawn
+        )
+        said = f"it is certified only that all take at least {at_least(known)}; {draws:.4g} prior draws of each "
+        said += f"size without a hit would certify {bits:g}"
+    return Verdict("not broken", f"{near}, and {said}. {controls_words(result)}")
 
 
 def draws_to_pass(bits: float, num_sizes: int, threshold: float | None = None) -> int:
@@ -98,7 +101,7 @@ def draws_to_pass(bits: float, num_sizes: int, threshold: float | None = None) -
 def controls_words(result: Result) -> str:
     """Whether controls fell at the same sizes and budget, in words. Nulls, which nothing reaches, are no controls."""
     table = result.controls.filter(
-        pl.col("family").is_in(list(result.spec["spec"]["family"])) & pl.col("kind").ne_missing("permuted")
+        pl.col("family").is_in(result.measurable) & pl.col("kind").ne_missing("permuted")
     )
     if table.is_empty():
         return "No controls were run, so it is not known whether these solvers break anything"

@@ -98,6 +98,9 @@ class Distance:
     sentence:      the same in plain words
     unreached_controls: controls run at that size without a bound, which says nothing of how far they lie
     reached:       the smallest size whose prompt reaches tau on held-out items (0: unasked), bound or no bound
+    promised:      bits that draws on validation items promised for the upper bound, the size's choice paid: what
+                   families are chosen by. inf where none were drawn
+    flops:         floating point operations of the training or search behind the upper bound; bits say nothing of them
     """
 
     upper: Bits | None
@@ -112,6 +115,8 @@ class Distance:
     unreached_controls: int = 0
     whom: str = "its controls"
     reached: int | None = None
+    promised: float = math.inf
+    flops: float = 0.0
 
     @property
     def unbounded(self) -> str:

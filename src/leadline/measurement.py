@@ -55,7 +55,7 @@ from leadline.reward_stage import judge_replies, reward_loss, rewarded_starts, s
 from leadline.scorers import Scorer
 from leadline.solvers import DIRECTIONS, solver_for
 from leadline.solvers.base import Row, State, begin, train
-from leadline.solvers.variational import aim
+from leadline.solvers.variational import AIM_PASSES, aim
 from leadline.spec import RunSpec, field_errors
 from leadline.text_stage import text_prompts
 from leadline.work import Work, open_work
@@ -136,7 +136,10 @@ def size_curve(work: Work) -> None:
     """Every size and seed by gradient; the best restart is chosen on validation items and scored once on test items."""
     cells = gradient_cells(work.spec, [task.name for task in work.tasks])
     train_cells(work, "size curve", cells, BUDGETS[work.spec.scale].gradient_steps)
-    for curve in dict.fromkeys(cell.curve for cell in cells):
+    curves = list(dict.fromkeys(cell.curve for cell in cells))
+    work.reporter.stage("the best of every size on test items, with sample replies")
+    for number, curve in enumerate(curves):
+        work.reporter.progress(number, len(curves))
         restarts = [cell for cell in cells if cell.curve == curve]
         best = restarts[best_restart([work.validation(cell) for cell in restarts])]
         work.choose(best)
@@ -244,7 +247,10 @@ def _write_trained(work: Work, cell: Cell, line: Row, state: State, index: int, 
     replies of a cell that is drawn from."""
     task, parameters, lost = work.task(cell.task), state.parameters[index], state.lost[index]
     done = steps if lost < 0 else lost
-    made = rows.Made(done, lost >= 0, seconds, work.flops(task, done * line.draws))
+    nothing = torch.zeros(1, *line.intervention.shape, device=work.model.device)
+    change = edit([line.intervention], [nothing], [task.contexts("train")[0].conditions])
+    aimed = AIM_PASSES if "directions" in parameters else 0
+    made = rows.Made(done, lost >= 0, seconds, work.flops(task, (done + aimed) * line.draws, change=change))
     draws = 1 if cell.beta is None else BUDGETS[work.spec.scale].curve_draws
     found, samples = [], None
     for split in ("validation",) if cell.beta is not None else ("train", "validation"):
@@ -283,8 +289,9 @@ def certify(work: Work, cells: Sequence[Cell]) -> None:
             continue
         margins, latents = _drawn(work, key, best, "test", work.spec.draws)
         points, arrays = rows.bound_points(
-            work.about(best), work.spec.threshold, margins, work.trained(best.label), latents
-        )
+            work.about(best) | {"flops": work.spent(best)}, work.spec.threshold, margins, work.trained(best.label),
+            latents,
+        )  # fmt: skip
         record: dict[str, Any] = {"points": points}
         if not best.task:  # whether hits carry over to a second split is asked of the behaviour
             chosen = latents[in_s(margins, work.spec.threshold)][:CONFIRM_DRAWS]

@@ -43,16 +43,17 @@ def anchors(work: Work) -> None:
 def _component(work: Work, cell: Cell, prior: TextPrior, everywhere: Sequence[Place]) -> VocabMixture:
     """The component around the text that one restart's search finds."""
     restart, which = divmod(cell.seed, len(BETAS))
-    key = work.key("anchor", cell.label)
+    key = work.anchor_key(cell)
     if not work.done(key):
         curve = Curve(cell.task, cell.size)
         pose, begun = asked(work, curve, restart, prior)
-        best = climbed(work, curve, restart, everywhere, pose, begun, BETAS[which])["best"]
+        found = climbed(work, curve, restart, everywhere, pose, begun, BETAS[which])
         # where nothing can be typed: the prior has all texts, whoever can type them
-        best = best or list(prior.sample(1, cell.size, generator("anchor", cell.label))[0])
+        best = found["best"] or list(prior.sample(1, cell.size, generator("anchor", cell.label))[0])
         bits = float(prior.surprisal_bits(torch.tensor([best])))
         string = work.model.tokenizer.decode(best, clean_up_tokenization_spaces=False)
-        work.write(key, {"points": [], "tokens": best, "bits": repr(bits), "string": string})
+        told = {"tokens": best, "bits": repr(bits), "string": string, "flops": found["flops"]}
+        work.write(key, {"points": [], **told})
     record = work.run.cell(key) or {}
     told = {name: record[name] for name in ("tokens", "bits", "string")}
     work.extra.setdefault("anchors", {})[anchor_name(cell.task, cell.size, cell.seed)] = told

@@ -30,6 +30,7 @@ from leadline.estimators.combine import (
 )
 from leadline.estimators.monte_carlo import monte_carlo
 from leadline.information import (
+    CONFIDENCE,
     Bits,
     Distance,
     at_least,
@@ -39,11 +40,12 @@ from leadline.information import (
     surprisal,
 )
 from leadline.records import POINTS, points_are_whole, read_spec
-from leadline.spec import DEFAULT_SIZES, UserError
+from leadline.spec import DEFAULT_SIZES, SCALED, UserError
 
 __all__ = ["Bits", "Distance", "Frontier", "NoDistance", "Result"]
 
 Row = dict[str, Any]
+NATURAL = ("matched", "nearest", "phrase")  # controls that are phrases as people write them, as replies are
 SIZELESS = ("prefill", "best_of_n", "null")  # families that are measured with every behaviour
 
 
@@ -53,7 +55,11 @@ class NoDistance(ValueError):
 
 @dataclass(frozen=True)
 class Frontier:
-    """All families together, weights fixed in advance: -log2 sum_f w_f 2^-D_f, and the family that carries it."""
+    """All families together, weights fixed in advance: -log2 sum_f w_f 2^-D_f, and the family that carries it.
+
+    Of the families whose bounds come from draws only one is in the sum, chosen on validation items: of k limits that
+    each hold at 95% the smallest does not. What is computed has no error probability, and all of it is in.
+    """
 
     family: str | None
     upper: Bits | None
@@ -108,6 +114,12 @@ class Result:
         ends = [f for f in SIZELESS if f in found]
         rest = [f for f in found if f not in named and f not in ends]
         return tuple(dict.fromkeys([*(f for f in named if f not in ends), *rest, *ends]))
+
+    @property
+    def measurable(self) -> tuple[str, ...]:
+        """The families that the run was asked for, without those that its model or behaviour cannot have."""
+        left_out = self.spec.get("extra", {}).get("not_measured", {})
+        return tuple(family for family in self.spec["spec"]["family"] if family not in left_out)
 
     @property
     def curves(self) -> dict[str, Curve]:
@@ -165,27 +177,31 @@ class Result:
         code's prior, which is another number than `distance` and enters no choice among bounds. None without one.
 
         How many coordinates it has, and so which size, is in the message, so that the choice of a size is paid; the
-        choice of a step too. Nothing is sampled: no error probability is shared out among messages.
+        choice of a step too. Of SCALED families all sizes have as many coordinates, so there the size's weight is
+        paid beside it. Nothing is sampled: no error probability is shared out among messages.
         """
         rows = self._subject("").filter(pl.col("family") == family, pl.col("estimator") == "CODE")
+        weights = size_weights(self._asked(family)) if family in SCALED else {}
         found = sorted(
-            (SizeBounds(row["size"], 1.0, row["upper_bits"], row, None, row)
+            (SizeBounds(row["size"], weights.get(row["size"], 1.0), row["upper_bits"], row, None, row)
              for row in rows.drop_nulls("upper_bits").to_dicts()),
             key=lambda bounds: bounds.order,
         )  # fmt: skip
         if not found or found[0].row is None:
             return None
         prior, size = str(found[0].row["prior"]), found[0].size
-        upper = upper_bits(found[0].row, 1.0, prior)
+        upper = upper_bits(found[0].row, found[0].weight, prior)
         told = Distance(upper, None, None, family, prior, size, **self._compared(family, found, size))
         return replace(told, sentence=_sentence(told, size, None))
 
     def cheapest(self) -> Frontier:
-        """All families together and the cheapest of them by name; one that costs more than another is dominated."""
+        """All families together, and by name the cheapest of them of which the sampled ones were chosen among before."""
         distances = {family: self.distance(family=family) for family in self.families}
-        pooled = [family for family in self.families if family != "best_of_n"]  # which pays again at every reply
-        weights = family_weights(pooled)
-        found = {f: upper for f in pooled if (upper := distances[f].upper) is not None}
+        weights = family_weights(self._pooled())
+        found = {f: upper for f in weights if f in distances and (upper := distances[f].upper) is not None}
+        sampled = [family for family in found if found[family].estimator in SAMPLED]
+        for family in sorted(sampled, key=lambda f: (distances[f].promised + surprisal(weights[f]), f))[1:]:
+            del found[family]
         if not found:
             return Frontier(None, None, distances, "no family reaches the behaviour")
         price = {f: upper.value + surprisal(weights[f]) for f, upper in found.items()}
@@ -197,10 +213,15 @@ class Result:
             ("help of the other families", value - price[best]),
         )
         low, high = (end + value - found[best].value for end in (found[best].low, found[best].high))
-        # each sampled bound may fail on its own, so their risks add up
-        confidence = 1.0 - sum(1.0 - upper.confidence for upper in found.values() if upper.estimator in SAMPLED)
+        confidence = CONFIDENCE if any(upper.estimator in SAMPLED for upper in found.values()) else 1.0
         upper = Bits(value, "certified upper", low, high, confidence, "families", found[best].prior, paid)
         return Frontier(best, upper, distances, _frontier_sentence(distances, best, value))
+
+    def _pooled(self) -> list[str]:
+        """Families that share the weight of all together: those that this run could measure, whatever came of them,
+        and those measured with every behaviour. best_of_n is not among them: it pays again at every reply."""
+        found = [family for family in self.families if family != "best_of_n"]
+        return list(dict.fromkeys([*found, *self.measurable]))
 
     def break_even(self) -> tuple[float, int, float] | None:
         """For a reply that differs from context to context: bits an item, validation items, and the break-even n*.
@@ -240,7 +261,10 @@ class Result:
         compared = self._compared(family, found, size)
         largest = max([bounds.size for bounds in sizes] or rows["size"].to_list(), default=None)
         reached = self.curve(family).capacity(self.threshold) if family != "prefill" else None
-        distance = Distance(upper, lower, estimate, family, prior, size, reached=reached, **compared)
+        behind = {}
+        if found and found[0].row is not None:
+            behind = {"promised": found[0].order[0], "flops": float(found[0].row["flops"] or 0.0)}
+        distance = Distance(upper, lower, estimate, family, prior, size, reached=reached, **behind, **compared)
         return replace(distance, sentence=_sentence(distance, largest, self.spec["spec"].get("seeds")))
 
     def _sizes(self, rows: pl.DataFrame) -> list[SizeBounds]:
@@ -269,7 +293,8 @@ class Result:
 
         Bounds from draws of q are compared, since controls have no prior draws of their own. The excess is over the
         controls that are matched on direct cost, where any were run: uniform tokens are only less likely, and may not
-        stand in for a phrase that was not reached."""
+        stand in for a phrase that was not reached. How much phrases differ is told by all that are phrases: of the
+        matched alone there are too few."""
         kinds = {entry["name"]: entry.get("kind") for entry in self.spec.get("controls", [])}
         nulls = [name for name, kind in kinds.items() if kind == "permuted"]  # nothing reaches them: no yardstick
         rows = self.points.filter((pl.col("role") == "control") & (pl.col("family") == family))
@@ -286,11 +311,12 @@ class Result:
             nearer = sum(estimate_bits(row) <= estimate_bits(own) for row in others)
             alike = [name for name in names if kinds.get(name) == "matched"]
             yardstick = [row for row in others if row["control"] in alike] if alike else others
+            phrases = [row for row in others if kinds.get(row["control"]) in NATURAL] if alike else others
             whom = "its controls"
             if alike:
                 whom = "a phrase as unlikely" if len(yardstick) == 1 else "phrases as unlikely"
             return {
-                "excess": excess_bits(own, yardstick) if yardstick else None,
+                "excess": excess_bits(own, yardstick, phrases) if yardstick else None,
                 "whom": whom if family == "prefill" or own["size"] == size else f"{whom} at size {own['size']}",
                 "rank": (1 + nearer, 1 + len(names)), "unreached_controls": len(names) - len(others),
             }  # fmt: skip
@@ -366,6 +392,8 @@ def difference_words(distance: Distance) -> str:
     excess, whom = distance.excess, distance.whom
     if excess is None:
         return f"nothing is known beside {whom}"
+    if math.isinf(excess.low):
+        return f"{abs(excess.value):.0f} bits {'less' if excess.value > 0.0 else 'more'} than {whom}, which may be luck"
     if excess.low <= 0.0 <= excess.high:
         return f"no nearer and no farther than {whom} by the same bound"
     size = abs(excess.value)
@@ -384,5 +412,5 @@ def _frontier_sentence(distances: dict[str, Distance], best: str, value: float) 
             own, all_in = at_most(distance.upper.value), at_most(value)
             parts.insert(0, f"cheapest is {family}, at most {own} bits ({all_in} with the choice among families)")
         else:
-            parts.append(f"{family}, at most {at_most(distance.upper.value)} bits, has its bound dominated by {best}")
+            parts.append(f"{family}, at most {at_most(distance.upper.value)} bits by itself")
     return "; ".join(parts)

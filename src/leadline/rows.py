@@ -211,12 +211,13 @@ def pairs_point(about: Point, threshold: float, right: int, pairs: int) -> Point
                  "p_hits": right, "p_draws": pairs})  # fmt: skip
 
 
-def split_point(about: Point, log2_masses: Sequence[float], particles: int) -> Point:
-    """SPLIT: production runs under a frozen schedule; empty where the pilot found none."""
+def split_point(about: Point, log2_masses: Sequence[float]) -> Point:
+    """SPLIT: production runs under a frozen schedule, those with mass as hits; empty where the pilot found none."""
     found = splitting(log2_masses, prior=about["prior"]) if len(log2_masses) else Bound(None, None, None, math.nan)
     outcome = "reached" if found.upper else "out of steps"
     return _row({**about, **_bound(found), "split": "test", "estimator": "SPLIT", "kind": "certified upper",
-                 "p_draws": particles, "outcome": outcome})  # fmt: skip
+                 "p_hits": sum(map(math.isfinite, log2_masses)), "p_draws": len(log2_masses) or None,
+                 "outcome": outcome})  # fmt: skip
 
 
 def code_point(

@@ -26,6 +26,8 @@ DEFAULT_SIZES: dict[str, tuple[int, ...]] = {
 }  # fmt: skip
 TEXTS = ("text_prompt", "few_shot", "prompt_edits")  # families of tokens, the others have a latent
 ANCHORED = ("vocab_mixture",)  # families of which each restart has a place of its own in the prior
+UNDRAWN = ("few_shot",)  # families whose prior nobody draws from blindly, so that nothing bounds them from below
+SCALED = ("soft_edits",)  # families whose size is how far a draw goes: latents of one shape at every size
 WEIGHTS = ("lora", "tinylora")  # families that change weights: nothing of a context can be run ahead of them
 CONDITIONED = ("conditional_soft_prompt",)  # families that only a behaviour with conditions has
 PROMPTED = ("prompt_edits", "soft_edits")  # families that only a behaviour with a deployed prompt has

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -138,14 +138,13 @@ def searched(
     budget, label = TEXT_BUDGETS[work.spec.scale], f"{curve.label} seed {seed}"
     key = work.key("texts", label)
     if not work.done(key):
-        task, found = work.task(curve.task), climbed(work, curve, seed, everywhere, pose, begun, beta)
+        found = climbed(work, curve, seed, everywhere, pose, begun, beta)
         if not found["best"]:
             work.write(key, {"points": [], "texts": [], "best": []})
             return recorded(work, key, seed)
         texts = _typed(work.model, everywhere, [found["best"], *found["kept"]])
         texts = [texts[i] for i in _cheapest(prior, texts)[: budget.judged]] if texts else []
-        flops = work.flops(task, found["scored"] * budget.contexts)
-        made = rows.Made(found["step"], False, float(found["seconds"]), flops)
+        made = rows.Made(found["step"], False, float(found["seconds"]), found["flops"])
         judge(work, curve, seed, key, prior, texts, (texts or [found["best"]])[0], made)
     return recorded(work, key, seed)
 
@@ -154,8 +153,8 @@ def climbed(
     work: Work, curve: Curve, seed: int, everywhere: Sequence[Place],
     pose: Pose, begun: Begun, beta: float,
 ) -> dict[str, Any]:  # fmt: skip
-    """Where one token search ended: the record of its `best` text, those it `kept`, its `step`, texts `scored` and
-    `seconds`. No best where nothing that was proposed can be typed at this slot: an outcome. Arguments as `searched`"""
+    """Where one token search ended: the record of its `best` text, those it `kept`, its `step`, `flops` and `seconds`.
+    No best where nothing that was proposed can be typed at this slot: an outcome. Arguments as `searched`"""
     budget, label = TEXT_BUDGETS[work.spec.scale], f"{curve.label} seed {seed} beta {beta:g}"
     key = work.key("climbed", label)
     if not work.done(key):
@@ -168,11 +167,13 @@ def climbed(
         try:
             state = state or begin(problem, how, begun(prompt, problem))
         except ValueError:
-            work.write(key, {"points": [], "best": []})
+            work.write(key, {"points": [], "best": [], "flops": 0.0})
         else:
             search(problem, how, budget.steps, state, lambda now: checkpoint.texts(now, budget.steps))
+            run, change = (count * budget.contexts for count in (state.step, state.scored)), work.no_edit(1)
+            flops = work.flops(work.task(curve.task), *run, replace(change, lengths=(curve.size,)))
             work.write(key, {
-                "points": [], "best": state.best, "kept": state.kept, "step": state.step, "scored": state.scored,
+                "points": [], "best": state.best, "kept": state.kept, "step": state.step, "flops": flops,
                 "seconds": repr(checkpoint.seconds),
             })  # fmt: skip
     return work.run.cell(key) or {}
@@ -229,6 +230,7 @@ def certify(work: Work, curve: Curve, prior: Priced, seeds: list[dict[str, Any]]
     record: dict[str, Any] = {"points": [point], "string": string}
     record |= {"costs": {"test": scored[0].double().tolist()}, "right": {"test": (scored[1] > 0).int().tolist()}}
     texts = list(dict.fromkeys(tuple(text) for seed in seeds for text in seed["texts"]))
+    about |= {"flops": sum(seed["points"][0]["flops"] for seed in seeds)}  # of all searches: their masses add up
     if texts and work.tau is not None:
         margins = work.scored(key, f"test items, {curve.label}", curve.task, "test", writes, padded(texts))
         hits = [text for text, holds in zip(texts, in_s(margins, work.tau).tolist(), strict=True) if holds]

@@ -257,13 +257,29 @@ class Work:
         reward = self.behaviour.reward
         return self.engine.generate(contexts, written, reward.tokens if reward is not None else longest)
 
-    def flops(self, task: Task, sequences: int) -> float:
-        """Floating point operations of so many training sequences: forward 2 and backward 2 for each parameter and
-        token, since the weights take no gradient."""
+    def flops(self, task: Task, trained: int, scored: int = 0, change: Edit | None = None) -> float:
+        """Floating point operations of so many sequences with a backward pass and without: 2 forward and 2 backward for
+        each parameter and token, since the weights take no gradient. change: one row's edit, whose own tokens are run
+        as well; none by default"""
+        change = change if change is not None else self.no_edit(1)
         lengths = [len(c.before) + len(c.after) + len(c.target) for c in task.contexts("train")]
         if reward := self.behaviour.reward:  # replies are written, which is forward alone, and then trained on
-            sequences, lengths = sequences * SAMPLES * 3 // 2, [length + reward.tokens for length in lengths]
-        return 4.0 * self.model.num_parameters * sequences * (sum(lengths) / len(lengths) - len(self.engine.shared))
+            trained, lengths = trained * SAMPLES * 3 // 2, [length + reward.tokens for length in lengths]
+        tokens = sum(lengths) / len(lengths) + change.lengths[0] - self.engine.skipped(change)
+        return self.model.num_parameters * tokens * (4.0 * trained + 2.0 * scored)
+
+    def spent(self, cell: Cell) -> float:
+        """Floating point operations of all the training that a cell stands on: its own, that of the cells it goes on
+        from, and the search for the text that it stands around."""
+        points = (self.run.cell(self.cell_key(cell)) or {"points": []})["points"]
+        own = float(points[0]["flops"]) if points else 0.0
+        if cell.parent:
+            return own + self.spent(self._cells[cell.parent])
+        return own + float((self.run.cell(self.anchor_key(cell)) or {"flops": 0.0})["flops"])
+
+    def anchor_key(self, cell: Cell) -> str:
+        """The key of the record that says which text a cell's restart stands around."""
+        return self.key("anchor", Cell(cell.task, cell.family, cell.size, cell.seed, None).label)
 
     def save_points(self) -> None:
         """points.parquet from all records so far."""
@@ -277,10 +293,15 @@ class Work:
         confirmed: dict[str, Any] = {}
         for record in records:
             confirmed |= record.get("confirmation", {})
-        trials = [record["prior_items"] for record in records if "prior_items" in record]
+        # Of the family that is reported: what a draw of another does by chance says nothing of it. A size at a time.
+        reported = self.spec.family[0]
+        trials = [
+            record["prior_items"] for record in records
+            if "prior_items" in record and record["points"][0]["family"] == reported
+        ]  # fmt: skip
         found: dict[str, Any] = {"confirmation": confirmed}
         if trials:
-            rate = sum(t[0] for t in trials) / sum(t[1] for t in trials)
+            rate = max(right / tried for right, tried in trials if tried)
             ceiling = luck_ceiling(self.spec.items, self.spec.threshold, rate).value
             found |= {"prior_item_rate": rate, "luck_ceiling_bits": ceiling if math.isfinite(ceiling) else None}
         return found

@@ -8,12 +8,14 @@ the smallest of several 95% limits would not be a 95% limit. It does not know fi
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from leadline.estimators.cond import MEAN_PART, degrees_of_freedom, hit_confidence
 from leadline.estimators.kl import kl
+from leadline.estimators.markov import markov_ledger
 from leadline.estimators.monte_carlo import monte_carlo
 from leadline.information import (
     CONFIDENCE,
@@ -26,9 +28,12 @@ from leadline.information import (
 
 SAMPLED = ("SPLIT", "COND", "KL", "MC")
 """Estimators whose bound comes from draws, in the order in which they are reported. SPLIT stands first: where its runs
-were made they need no Gaussian to fit S. It gives way to COND only where one of its runs ended without mass, which the
-draws of COND do not know of: the reported one fails with probability delta (1 + P(that)) at most. IW weighs the draws
-of COND, and stands beside it in the list of all bounds.
+were made they need no Gaussian to fit S. IW weighs the draws of COND, and stands beside it in the list of all bounds.
+
+**Where the first says nothing.** SPLIT gives way to COND where one of its runs ended without mass, and a size whose
+draws never hit gives way to the next: a second chance, which the draws of the second do not know of. What is reported
+then fails with probability delta (1 + P(the first said nothing)) at most, and not delta. Splitting delta beforehand
+would charge every run for what few need.
 """
 COMPUTED = {"PREFILL": "spelling it out", "TEXT": "texts that work", "CODE": "message, its size and step in it"}
 """Estimators that draw nothing, and what their bits were paid for."""
@@ -43,6 +48,8 @@ BOUNDING = (*PAYING, "LOWER")
 PROMISED_HITS = 32
 """MC is reported in place of COND where validation promises this many hits among the prior draws."""
 
+SEARCHED = ("TEXT", "CODE")
+"""Of these, those whose bits depend on what a search came upon: computed, and yet another search would find others."""
 SPREAD_CONTROLS = 3
 """From so many controls on, their own spread is in the interval of the excess."""
 
@@ -105,10 +112,10 @@ def _stderr_bits(row: Row) -> float:
 
 
 def _degrees(row: Row) -> float:
-    """Degrees of freedom of a stored standard error: COND's own, else the normal's."""
+    """Degrees of freedom of a stored standard error: COND's own, of SPLIT one less than its runs, else the normal's."""
     if row["estimator"] == "COND" and row["p_draws"]:
         return float(degrees_of_freedom(row["p_hits"], row["p_draws"]))
-    return math.inf
+    return row["p_draws"] - 1.0 if row["estimator"] == "SPLIT" else math.inf
 
 
 def upper_bits(row: Row, weight: float, prior: str) -> Bits:
@@ -128,6 +135,8 @@ def upper_bits(row: Row, weight: float, prior: str) -> Bits:
         paid = [("-log2 p", hit_part), (rest, value - hit_part - component)]
         if component:
             paid.append((COMPONENT, component))
+    elif name == "SPLIT":
+        paid = markov_ledger(value, draws)
     else:
         paid = [(COMPUTED.get(name, "-log2 p"), value)]
     if charge > 0.0:
@@ -178,19 +187,25 @@ def _most_mass(size: SizeBounds, spread: float, threshold: float) -> float:
     )
 
 
-def excess_bits(own: Row, others: Sequence[Row]) -> Bits:
+def excess_bits(own: Row, others: Sequence[Row], alike: Sequence[Row] = ()) -> Bits:
     """Delta = mean bound of the controls - bound of the behaviour, a difference of point estimates of one bound.
 
-    With one or two controls the interval is over draws alone, so it speaks of these very controls: Student t with the
-    fewest degrees of freedom that any of the estimates has. From three on it is the prediction interval of one more
-    control, Student t with one less than their number: of controls put in the behaviour's place, 95% would hold 0. The
-    controls' spread holds that of draws.
+    alike: controls whose spread is that of the behaviour's kind, `others` among them; none: `others` alone
+
+    With one or two of them the interval is over draws alone, so it speaks of these very controls: Student t with the
+    fewest degrees of freedom that any of the estimates has; of a bound that a search found there is none, and the
+    interval is everything. From three on it is the prediction interval of one more control, Student t with one less
+    than their number: of controls put in the behaviour's place, 95% would hold 0. The controls' spread holds that of
+    draws and of searches.
     """
     bits = [estimate_bits(row) for row in others]
     mean, mine, count = math.fsum(bits) / len(bits), estimate_bits(own), len(bits)
-    if count >= SPREAD_CONTROLS:
-        degrees = float(count - 1)
-        spread = math.sqrt(math.fsum((x - mean) ** 2 for x in bits) / (count - 1) * (1.0 + 1.0 / count))
+    kind = [estimate_bits(row) for row in alike or others]
+    if len(kind) >= SPREAD_CONTROLS:
+        degrees = float(len(kind) - 1)
+        spread = statistics.stdev(kind) * math.sqrt(1.0 + 1.0 / count)
+    elif own["estimator"] in SEARCHED:
+        degrees, spread = math.inf, math.inf
     else:
         degrees = min(_degrees(row) for row in (own, *others))
         spread = math.hypot(_stderr_bits(own), math.hypot(*(_stderr_bits(row) for row in others)) / count)

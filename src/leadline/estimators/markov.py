@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from leadline.information import Bits
+from leadline.information import CONFIDENCE, Bits
 
 
 def markov(
@@ -41,13 +41,17 @@ def markov(
     mean = float(masses.mean())
     if math.isinf(mean):
         return None
-    charge = -math.log2(1.0 - confidence) / masses.size
-    paid = [("-log2 of the masses, on average", -mean), (f"confidence from {masses.size} runs", charge)]
-    value = charge - mean
-    if value < 0.0:
-        # the improbable case itself, as no mass is above 1
-        paid.append(("no distance is below 0", -value))
-    return Bits(max(value, 0.0), "certified upper", low, high, confidence, estimator, prior, tuple(paid))
+    value = max(-mean - math.log2(1.0 - confidence) / masses.size, 0.0)  # no mass is above 1
+    paid = tuple(markov_ledger(value, masses.size, confidence))
+    return Bits(value, "certified upper", low, high, confidence, estimator, prior, paid)
+
+
+def markov_ledger(value: float, runs: int, confidence: float = CONFIDENCE) -> list[tuple[str, float]]:
+    """What `value` bits of `markov` were paid for."""
+    if value == 0.0:
+        return [("no distance is below 0", 0.0)]
+    charge = -math.log2(1.0 - confidence) / runs
+    return [("-log2 of the masses, on average", value - charge), (f"confidence from {runs} runs", charge)]
 
 
 def log2_mean(log2_values: ArrayLike) -> float:

@@ -33,6 +33,7 @@ class BoundRow:
     estimator: str
     prior: str
     ledger: tuple[tuple[str, str], ...] = ()
+    flops: str = NONE
 
 
 def bound_rows(result: Result) -> list[BoundRow]:
@@ -68,6 +69,7 @@ def _bound_row(family: str, distance: Distance, upper: Bits | None) -> BoundRow:
         " / ".join(dict.fromkeys(bits.estimator for bits in said)) or NONE,
         distance.prior or NONE,
         _ledger(upper),
+        power(distance.flops) if upper is not None else NONE,
     )
 
 
@@ -169,11 +171,12 @@ def luck_words(result: Result) -> list[str]:
     if ceiling is not None:
         said.append(
             f"Luck ceiling: {about(ceiling)} bits. So far away independent luck alone would lie, at the rate at which "
-            "blind draws hit single items."
+            f"blind draws of {result.families[0]} hit single items."
         )
     elif result.spec.get("extra", {}).get("prior_item_rate") == 0.0:
         said.append(
-            "Luck ceiling: none. Not one blind draw hit even one item, so luck with single items explains nothing."
+            f"Luck ceiling: none. Not one blind draw of {result.families[0]} hit even one item, so luck with single items "
+            "explains nothing."
         )
     if rate is not None:
         said.append(
@@ -198,10 +201,14 @@ def outcome_rows(points: pl.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
+def power(flops: float) -> str:
+    """Floating point operations, "3.1e15"; a dash for none."""
+    return f"{flops:.1e}".replace("e+0", "e").replace("e+", "e") if flops else NONE
+
+
 def cost_words(points: pl.DataFrame) -> str:
-    # the rows of one cell repeat its cost, so each cell counts once, at its largest
-    cells = points.group_by("key").agg(pl.col("flops").max(), pl.col("wall_seconds").max(), pl.col("steps").max())
+    # the rows of one cell repeat its cost, so each cell counts once, at its largest; those of bounds sum over cells
+    cells = points.filter(estimator="").group_by("key").agg(pl.col("flops").max(), pl.col("wall_seconds").max(), pl.col("steps").max())
     flops, seconds, steps = (float(cells[name].sum() or 0) for name in ("flops", "wall_seconds", "steps"))
-    power = f"{flops:.1e}".replace("e+0", "e").replace("e+", "e") if flops else "0"
-    spent = f"{power} floating point operations, {seconds:.0f} s of training"
+    spent = f"{power(flops)} floating point operations, {seconds:.0f} s of training"
     return f"{len(cells)} cells, {steps:.0f} optimiser steps, {spent}"

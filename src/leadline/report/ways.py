@@ -104,9 +104,9 @@ def cheapest_words(result: Result) -> str:
     distances = {family: d for family, d in frontier.distances.items() if family != "best_of_n"}
     found = {family: d.upper.value for family, d in distances.items() if d.upper is not None}
     open_ends = [family for family, d in distances.items() if d.upper is None and family != "null"]
-    if not found:
+    if frontier.family is None:
         return f"No way in was found: {', '.join(map(_said, open_ends))}."
-    order = sorted(found, key=lambda family: (found[family], family))
+    order = sorted(found, key=lambda family: (family != frontier.family, found[family], family))
     words = f"The cheapest way in is {_said(order[0])}, at most {at_most(found[order[0]])} bits"
     if order[1:]:
         words += "; " + ", ".join(f"{_said(family)} {at_most(found[family])}" for family in order[1:])

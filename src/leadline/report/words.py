@@ -57,7 +57,9 @@ def span(low: float | None, high: float | None, digits: int | None = None) -> st
 
 def interval(bits: Bits | None) -> str:
     """The interval of a number, or a dash where it has none of its own (exact and computed numbers)."""
-    return NONE if bits is None or bits.low == bits.high else span(bits.low, bits.high)
+    if bits is None or bits.low == bits.high:
+        return NONE
+    return span(bits.low, bits.high) if bits.low > -math.inf else "no interval"
 
 
 def size_words(family: str, size: int | None) -> str:
