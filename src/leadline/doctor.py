@@ -11,6 +11,8 @@ from importlib.metadata import version
 
 from leadline.cache import cache_folder
 
+ROWS, TOKENS = 64, 4  # of the training step that is timed: sequences, and soft tokens of each
+
 
 @dataclass(frozen=True)
 class Check:
@@ -31,6 +33,7 @@ def checks() -> Iterator[Check]:
         ("smollm2", _smollm2),
         ("engine", _engine),
         ("figures", _figures),
+        ("speed", _speed),
     ):
         yield _run(name, look)
 
@@ -81,6 +84,36 @@ def _engine() -> str:
     if abs(total - 1) > 1e-4 or values.grad is None or not bool(values.grad.abs().sum() > 0):
         raise ValueError("a forward and backward pass gave no probabilities or no gradient")
     return f"forward and backward pass work ({model.num_parameters / 1e6:.2f} M parameters)"
+
+
+def _speed() -> str:
+    """A training step of the main job beside the floor."""
+    from leadline import smollm2
+
+    if not smollm2.gguf_path().is_file():
+        return "looked at once the weights are here"
+    import torch
+
+    from leadline import behaviour, floor
+    from leadline.costs import seconds_a_row
+    from leadline.edits import EmbeddingEdit
+    from leadline.engine import Engine, shared_prefix
+    from leadline.items import sample_contexts
+    from leadline.model import load
+    from leadline.spec import RunSpec
+
+    spec = RunSpec()
+    model = load(spec.model)
+    contexts = sample_contexts(model, behaviour.load(spec.behaviour), spec, ROWS)
+    values = torch.zeros(len(contexts), TOKENS, model.hidden_size, device=model.device, requires_grad=True)
+    change = EmbeddingEdit(values, (TOKENS,) * len(contexts))
+    step = len(contexts) * seconds_a_row(model, contexts, change)[0]
+    rate = floor.product_rate(model)
+    least = floor.step_flops(Engine(model, shared_prefix(contexts)), contexts, change) / rate
+    return (
+        f"{len(contexts)} sequences of {spec.model} take {step:.2f} s a training step, {step / least:.1f} times the floor "
+        f"({rate / 1e9:.0f} GFLOP/s of {model.compute.dtype} products, {model.compute.threads} threads)"
+    )
 
 
 def _figures() -> str:

@@ -53,7 +53,7 @@ from leadline.refit_stage import refitted
 from leadline.result import Result
 from leadline.reward_stage import judge_replies, reward_loss, rewarded_starts, scorer_of
 from leadline.scorers import Scorer
-from leadline.solvers import DIRECTIONS, solver_for
+from leadline.solvers import solver_for
 from leadline.solvers.base import Row, State, begin, train
 from leadline.solvers.variational import AIM_PASSES, aim
 from leadline.spec import RunSpec, field_errors
@@ -195,8 +195,7 @@ def train_cells(work: Work, title: str, cells: Sequence[Cell], steps: int) -> No
         if sum(work.done(work.cell_key(cell)) for cell in part) == len(part):
             continue
         work.reporter.stage(f"{title}, batch {number} of {len(parts)} ({len(part)} rows)")
-        directions = 0 if work.judged else DIRECTIONS  # what they are aimed by is too noisy in a reward
-        solvers = [solver_for(cell.beta, cell.first_beta, directions) for cell in part]
+        solvers = [solver_for(cell.beta, cell.first_beta, rewarded=bool(work.judged)) for cell in part]
         lines = [
             Row(cell.label, work.intervention(cell), solver, cell.seed, budget.contexts)
             for cell, solver in zip(part, solvers, strict=True)
@@ -206,13 +205,13 @@ def train_cells(work: Work, title: str, cells: Sequence[Cell], steps: int) -> No
         if state is None:
             warm = [work.trained(cell.parent) if cell.parent else None for cell in part]
             state = begin(lines, rewarded_starts(work, part, lines, warm), work.model.device)
-            if part[0].beta is not None and directions:
+            if part[0].beta is not None and not work.judged:
                 aim(lines, state, loss, [given is None or "directions" not in given for given in warm])
         train(lines, loss, steps, state, checkpoint.after_step(steps))
         checkpoint.training(state, steps, now=True)
         for index, cell in enumerate(part):
             if not work.done(work.cell_key(cell)):
-                _write_trained(work, cell, lines[index], state, index, steps, checkpoint.seconds / len(part))
+                _write_trained(work, cell, lines[index], state, index, checkpoint.seconds / len(part))
         work.save_points()
 
 
@@ -225,9 +224,12 @@ def _training_loss(work: Work, cells: Sequence[Cell], lines: Sequence[Row]) -> C
         return reward_loss(work, cells, lines, lambda row, step: minibatch(items[row], lines[row], step))
 
     def loss(step: int, latents: list[Tensor]) -> Tensor:
-        contexts = [c for line, pool in zip(lines, pools, strict=True) for c in minibatch(pool, line, step)]
-        change = edit(interventions, latents, [context.conditions for context in contexts])
-        return work.objective.bits(contexts, change).view(len(lines), -1).mean(1)
+        running = [row for row, drawn in enumerate(latents) if len(drawn)]
+        contexts = [context for row in running for context in minibatch(pools[row], lines[row], step)]
+        conditions = [context.conditions for context in contexts]
+        change = edit([interventions[row] for row in running], [latents[row] for row in running], conditions)
+        means = work.objective.bits(contexts, change).view(len(running), -1).mean(1)
+        return means.new_zeros(len(lines)).index_put((torch.tensor(running, device=means.device),), means)
 
     return loss
 
@@ -242,15 +244,15 @@ def minibatch(pool: Sequence[T], line: Row, step: int) -> list[T]:
     return found
 
 
-def _write_trained(work: Work, cell: Cell, line: Row, state: State, index: int, steps: int, seconds: float) -> None:
+def _write_trained(work: Work, cell: Cell, line: Row, state: State, index: int, seconds: float) -> None:
     """Scores a trained cell on validation items (a gradient cell on training items too) and stores it, with a few
     replies of a cell that is drawn from."""
-    task, parameters, lost = work.task(cell.task), state.parameters[index], state.lost[index]
-    done = steps if lost < 0 else lost
+    task, parameters, done = work.task(cell.task), state.parameters[index], state.steps_of(index)
     nothing = torch.zeros(1, *line.intervention.shape, device=work.model.device)
     change = edit([line.intervention], [nothing], [task.contexts("train")[0].conditions])
     aimed = AIM_PASSES if "directions" in parameters else 0
-    made = rows.Made(done, lost >= 0, seconds, work.flops(task, (done + aimed) * line.draws, change=change))
+    flops = work.flops(task, (done + aimed) * line.draws, change=change)
+    made = rows.Made(done, state.lost[index] >= 0, seconds, flops)
     draws = 1 if cell.beta is None else BUDGETS[work.spec.scale].curve_draws
     found, samples = [], None
     for split in ("validation",) if cell.beta is not None else ("train", "validation"):

@@ -58,11 +58,7 @@ def each(engine: Engine, contexts: Sequence[Context], edit: Edit, read: Callable
 def cut(engine: Engine, contexts: Sequence[Context], edit: Edit) -> list[list[int]]:
     """The rows of each part, the longest first: as many parts as threads, or twice as many, and so on, until none has
     more than TOKENS, rows apart that have more alone."""
-    skipped = engine.skipped(edit)
-    lengths = [
-        len(context.before) + inserted + len(context.after) + len(context.target) - skipped
-        for context, inserted in zip(contexts, edit.lengths, strict=True)
-    ]
+    lengths = tokens_run(engine, contexts, edit)
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     threads = engine.model.compute.threads
     count = min(len(order), threads * math.ceil(sum(lengths) / (threads * TOKENS)))
@@ -74,6 +70,15 @@ def cut(engine: Engine, contexts: Sequence[Context], edit: Edit) -> list[list[in
         if done >= goal * (len(ends) + 1) - lengths[row] / 2 and len(ends) < count - 1 and left:
             ends.append(place + 1)
     return [order[start:stop] for start, stop in zip([0, *ends], [*ends, len(order)], strict=True)]
+
+
+def tokens_run(engine: Engine, contexts: Sequence[Context], edit: Edit) -> list[int]:
+    """Tokens of each row behind the shared prefix."""
+    skipped = engine.skipped(edit)
+    return [
+        len(context.before) + inserted + len(context.after) + len(context.target) - skipped
+        for context, inserted in zip(contexts, edit.lengths, strict=True)
+    ]
 
 
 class _Nats(torch.autograd.Function):

@@ -16,13 +16,22 @@ from torch import Tensor
 from leadline.interventions.base import Intervention
 from leadline.priors import normal
 
+SETTLED_STEPS = 5  # in succession, before a row has settled: its loss is a mean over the few contexts of one step
+
 Parameters = dict[str, Tensor]
-# (step, one tensor of latents (draws, *shape) a row) -> (rows,) mean loss in bits a reply, differentiable
+# (step, one tensor of latents (draws, *shape) a row) -> (rows,) mean loss in bits a reply, differentiable. A row that
+# has settled has no draws, and what stands in its place is not looked at.
 Loss = Callable[[int, list[Tensor]], Tensor]
 
 
 class Solver(ABC):
-    """How one row is trained: its parameters, the latents it draws from them, and the price of its parameters."""
+    """How one row is trained: its parameters, the latents it draws from them, and the price of its parameters.
+
+    settled_bits: the loss at which nothing is left to gain. A row that has it for SETTLED_STEPS takes no more steps.
+                  None: rows are trained to the end
+    """
+
+    settled_bits: float | None = None
 
     @abstractmethod
     def start(self, intervention: Intervention, seed: int) -> Parameters:
@@ -66,6 +75,8 @@ class State:
     step:       steps done;  parameters: name -> tensor for each row;  first, second: Adam's moments, likewise
     lost:       step at which a row's loss was no longer finite, -1 while it is
     losses:     last loss of each row, bits a reply
+    calm:       steps in succession whose loss was low enough to settle, of each row
+    settled:    steps after which a row had settled, -1 where it has not
     """
 
     step: int
@@ -74,6 +85,12 @@ class State:
     second: list[Parameters]
     lost: list[int]
     losses: list[float]
+    calm: list[int]
+    settled: list[int]
+
+    def steps_of(self, row: int) -> int:
+        """The steps that a row has taken."""
+        return next((end for end in (self.lost[row], self.settled[row]) if end >= 0), self.step)
 
 
 def begin(rows: Sequence[Row], warm: Sequence[Parameters | None], device: torch.device) -> State:
@@ -85,7 +102,8 @@ def begin(rows: Sequence[Row], warm: Sequence[Parameters | None], device: torch.
         parameters.append({name: value.to(device, copy=True) for name, value in start.items()})
     zeros = [{name: torch.zeros_like(value) for name, value in row.items()} for row in parameters]
     again = [{name: torch.zeros_like(value) for name, value in row.items()} for row in parameters]
-    return State(0, parameters, zeros, again, [-1] * len(rows), [float("nan")] * len(rows))
+    count = len(rows)
+    return State(0, parameters, zeros, again, [-1] * count, [float("nan")] * count, [0] * count, [-1] * count)
 
 
 def train(
@@ -93,33 +111,32 @@ def train(
 ) -> State:
     """Runs a batch of rows to `steps`, changing `state` in place; calls `after_step` after each, to save and to report.
 
-    A row whose loss is not finite stops where it is: that is an outcome, and the others go on.
+    A row whose loss is not finite stops where it is: that is an outcome, and the others go on. So they do without one
+    that has settled, and the batch ends with its last row.
     """
     leaves = [{name: value.requires_grad_() for name, value in row.items()} for row in state.parameters]
-    while state.step < steps:
+    while state.step < steps and (running := [row for row in range(len(rows)) if state.settled[row] < 0]):
         progress = state.step / max(1, steps - 1)
-        latents = [
-            row.solver.draw(
-                leaf, normal((row.draws, *row.intervention.shape), row.name, state.step).to(leaf["mean"].device)
-            )
-            for row, leaf in zip(rows, leaves, strict=True)
-        ]
+        latents = [_draws(row, leaf, state, index) for index, (row, leaf) in enumerate(zip(rows, leaves, strict=True))]
         losses = loss(state.step, latents)
-        total = losses + torch.stack(
-            [row.solver.penalty_bits(leaf, progress) for row, leaf in zip(rows, leaves, strict=True)]
+        total = losses[running] + torch.stack(
+            [rows[index].solver.penalty_bits(leaves[index], progress) for index in running]
         )
         alive = torch.isfinite(total)
         torch.where(alive, total, torch.zeros_like(total)).sum().backward()  # type: ignore[no-untyped-call]
-        for index, (row, leaf) in enumerate(zip(rows, leaves, strict=True)):
+        for index, well in zip(running, alive.tolist(), strict=True):
+            row, leaf = rows[index], leaves[index]
             rates = row.solver.learning_rates(progress)
-            finite = bool(alive[index]) and all(
-                v.grad is None or bool(torch.isfinite(v.grad).all()) for v in leaf.values()
-            )
+            finite = well and all(v.grad is None or bool(torch.isfinite(v.grad).all()) for v in leaf.values())
             if state.lost[index] < 0 and not finite:
                 state.lost[index] = state.step
             if state.lost[index] < 0:
                 state.losses[index] = float(losses[index].detach())
                 _adam(leaf, rates, state.first[index], state.second[index], state.step + 1)
+                low = row.solver.settled_bits is not None and state.losses[index] <= row.solver.settled_bits
+                state.calm[index] = state.calm[index] + 1 if low else 0
+                if state.calm[index] >= SETTLED_STEPS:
+                    state.settled[index] = state.step + 1
             for value in leaf.values():
                 value.grad = None
         state.step += 1
@@ -128,6 +145,14 @@ def train(
         for value in leaf.values():
             value.requires_grad_(False)
     return state
+
+
+def _draws(row: Row, leaf: Parameters, state: State, index: int) -> Tensor:
+    """(draws, *shape) latents of a row's next step; none where it has settled."""
+    if state.settled[index] >= 0:
+        return leaf["mean"].new_zeros(0, *row.intervention.shape)
+    noise = normal((row.draws, *row.intervention.shape), row.name, state.step)
+    return row.solver.draw(leaf, noise.to(leaf["mean"].device))
 
 
 @torch.no_grad()

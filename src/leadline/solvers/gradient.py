@@ -12,7 +12,6 @@ from leadline.interventions.base import Intervention
 from leadline.priors import normal
 from leadline.solvers.base import Parameters, Solver
 
-
 @final
 @dataclass(frozen=True)
 class Gradient(Solver):
@@ -22,6 +21,7 @@ class Gradient(Solver):
     """
 
     rate: float
+    settled_bits: float | None = None
 
     def start(self, intervention: Intervention, seed: int) -> Parameters:
         labels = ("start", intervention.family, intervention.size, seed)
