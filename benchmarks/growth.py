@@ -52,7 +52,8 @@ def step(model: FrozenModel, contexts: Sequence[Context], repeats: int) -> dict[
 
 def texts(count: int, length: int, vocabulary: int) -> list[Context]:
     """Rows of random tokens, `length` behind the slot."""
-    drawn = torch.randint(3, vocabulary, (count, length + TARGET), generator=generator("growth", count, length)).tolist()
+    draws = generator("growth", count, length)
+    drawn = torch.randint(3, vocabulary, (count, length + TARGET), generator=draws).tolist()
     return [Context((), tuple(row[:length]), tuple(row[length:])) for row in drawn]
 
 

@@ -1,4 +1,4 @@
-"""`measure --family all` on the trained tiny model: every way in on one axis, each number with all that belongs to it."""
+"""`measure --family all` on the trained tiny model: every way in on one axis, each number with all that is its own."""
 
 from __future__ import annotations
 

@@ -204,7 +204,8 @@ def test_a_search_that_finds_nothing_writes_no_file(tmp_path, monkeypatch):
 
 def test_delta_of_messages_is_a_difference_of_lengths():
     """By hand: 400 bits for the behaviour at size 1, and 480 and 520 for two matched controls there; the message at
-    size 4 is shorter and pays nothing for its size, which it says itself. Of a search's luck two controls tell nothing."""
+    size 4 is shorter and pays nothing for its size, which it says itself. Two controls tell nothing of a search's luck.
+    """
     code = {"estimator": "CODE", "kind": "certified upper", "prior": CODE_PRIOR}
     rows = [
         *cond(1, 60.0, 58.0), row(size=1, upper_bits=400.0, **code), row(size=4, upper_bits=392.0, **code),

@@ -293,8 +293,8 @@ def test_all_families_together() -> None:
 
 
 def test_of_several_sampled_families_one_is_chosen_before_its_test_draws_are_seen() -> None:
-    """The smallest of three 95% limits is no 95% limit. Promised on validation items: prefix 60, soft_prompt 70, lora 80;
-    found on test items: lora 50, prefix 90, soft_prompt 95."""
+    """The smallest of three 95% limits is no 95% limit. Promised on validation items: prefix 60, soft_prompt 70 and
+    lora 80; found on test items: lora 50, prefix 90, soft_prompt 95."""
     rows = [
         {**one, "family": family}
         for family, promised, bits in (("soft_prompt", 70.0, 95.0), ("prefix", 60.0, 90.0), ("lora", 80.0, 50.0))
@@ -305,7 +305,7 @@ def test_of_several_sampled_families_one_is_chosen_before_its_test_draws_are_see
     cheapest = found.cheapest()
     assert cheapest.upper is not None
     assert (cheapest.family, cheapest.upper.confidence) == ("prefix", 0.95)
-    # prefix and prefill, each one of four that were asked for and prefill; steering, of which nothing came, has its share
+    # prefix and prefill, of four that were asked for and prefill; steering, of which nothing came, has its share
     share = 0.5 / 5
     together = -math.log2(share * (2.0**-90.0 + 2.0**-300.0))
     assert cheapest.upper.value == pytest.approx(together)

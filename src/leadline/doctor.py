@@ -111,8 +111,8 @@ def _speed() -> str:
     rate = floor.product_rate(model)
     least = floor.step_flops(Engine(model, shared_prefix(contexts)), contexts, change) / rate
     return (
-        f"{len(contexts)} sequences of {spec.model} take {step:.2f} s a training step, {step / least:.1f} times the floor "
-        f"({rate / 1e9:.0f} GFLOP/s of {model.compute.dtype} products, {model.compute.threads} threads)"
+        f"{len(contexts)} sequences of {spec.model} take {step:.2f} s a training step, {step / least:.1f} times the "
+        f"floor ({rate / 1e9:.0f} GFLOP/s of {model.compute.dtype} products, {model.compute.threads} threads)"
     )
 
 

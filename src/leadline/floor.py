@@ -1,9 +1,9 @@
 """The floor: how long a training step would take if the machine did nothing but the products that it cannot do without.
 
-Four floating point operations for each parameter and token, two forward and two backward, since frozen weights take no
-gradient, at the rate at which this machine multiplies matrices of the model's dtype, as just measured. The shared prefix
-is run once and not counted, and only target positions go through the head. Attention, norms, the softmax of the loss and
-all copies are left out, so no program reaches it: it says how far there is to go.
+Four floating point operations for each parameter and token, two forward and two backward, since frozen weights take
+no gradient, at the rate at which this machine multiplies matrices of the model's dtype, as just measured. The shared
+prefix is run once and not counted, and only target positions go through the head. Attention, norms, the softmax of the
+loss and all copies are left out, so no program reaches it: it says how far there is to go.
 """
 
 from __future__ import annotations
@@ -55,9 +55,11 @@ def _rate(model: FrozenModel) -> float:
 def step_flops(engine: Engine, contexts: Sequence[Context], edit: Edit) -> float:
     """Floating point operations of the products of one forward and backward pass."""
     model = engine.model
-    head, table = model.head.weight, model.network.get_input_embeddings().weight  # a table is looked up, not multiplied
+    head: torch.Tensor = model.network.get_output_embeddings().weight
+    table = model.network.get_input_embeddings().weight  # looked up, not multiplied, unless it is the head's too
     matrices = [p for p in model.network.parameters() if p.ndim > 1 and p is not head and p is not table]
     blocks = sum(matrix.numel() for matrix in matrices)
     targets = sum(len(context.target) for context in contexts)
     tokens = sum(tokens_run(engine, contexts, edit)) - len(contexts)  # the last of each row is never an input
-    return 4.0 * (blocks * tokens + head.numel() * targets)
+    found: float = 4.0 * (blocks * tokens + head.numel() * targets)
+    return found

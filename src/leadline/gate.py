@@ -73,7 +73,8 @@ def judge(result: Result, bits: float) -> Verdict:
         return Verdict("passes", f"at least {at_least(known)} bits, certified in {', '.join(asked)}")
     if undrawn:
         said = f"nothing bounds {', '.join(undrawn)} from below, so that no run with it passes"
-        said += f"; {', '.join(drawn)}: at least {at_least(min(lowers.get(f, 0.0) for f in drawn))} bits" if drawn else ""
+        if drawn:
+            said += f"; {', '.join(drawn)}: at least {at_least(min(lowers.get(f, 0.0) for f in drawn))} bits"
     else:
         paired = set(result.points.filter(estimator="LOWER")["family"])
         draws = max(
@@ -100,9 +101,7 @@ def draws_to_pass(bits: float, num_sizes: int, threshold: float | None = None) -
 
 def controls_words(result: Result) -> str:
     """Whether controls fell at the same sizes and budget, in words. Nulls, which nothing reaches, are no controls."""
-    table = result.controls.filter(
-        pl.col("family").is_in(result.measurable) & pl.col("kind").ne_missing("permuted")
-    )
+    table = result.controls.filter(pl.col("family").is_in(result.measurable) & pl.col("kind").ne_missing("permuted"))
     if table.is_empty():
         return "No controls were run, so it is not known whether these solvers break anything"
     said = []

@@ -195,7 +195,7 @@ class Result:
         return replace(told, sentence=_sentence(told, size, None))
 
     def cheapest(self) -> Frontier:
-        """All families together, and by name the cheapest of them of which the sampled ones were chosen among before."""
+        """All families together, and the cheapest by name, the sampled ones having been chosen among before."""
         distances = {family: self.distance(family=family) for family in self.families}
         weights = family_weights(self._pooled())
         found = {f: upper for f in weights if f in distances and (upper := distances[f].upper) is not None}
@@ -261,10 +261,11 @@ class Result:
         compared = self._compared(family, found, size)
         largest = max([bounds.size for bounds in sizes] or rows["size"].to_list(), default=None)
         reached = self.curve(family).capacity(self.threshold) if family != "prefill" else None
-        behind = {}
+        promised, flops = math.inf, 0.0
         if found and found[0].row is not None:
-            behind = {"promised": found[0].order[0], "flops": float(found[0].row["flops"] or 0.0)}
-        distance = Distance(upper, lower, estimate, family, prior, size, reached=reached, **behind, **compared)
+            promised, flops = found[0].order[0], float(found[0].row["flops"] or 0.0)
+        told = {"reached": reached, "promised": promised, "flops": flops, **compared}
+        distance = Distance(upper, lower, estimate, family, prior, size, **told)
         return replace(distance, sentence=_sentence(distance, largest, self.spec["spec"].get("seeds")))
 
     def _sizes(self, rows: pl.DataFrame) -> list[SizeBounds]:

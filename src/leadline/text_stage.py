@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from leadline import rows
 from leadline.checkpoint import Checkpoint
+from leadline.edits import EmbeddingEdit
 from leadline.engine import Context
 from leadline.evaluation import first_item_hits, in_s, score_latents
 from leadline.interventions.text_prompt import Place, TextPrompt, allowed_tokens, uniform_bits
@@ -170,8 +171,9 @@ def climbed(
             work.write(key, {"points": [], "best": [], "flops": 0.0})
         else:
             search(problem, how, budget.steps, state, lambda now: checkpoint.texts(now, budget.steps))
-            run, change = (count * budget.contexts for count in (state.step, state.scored)), work.no_edit(1)
-            flops = work.flops(work.task(curve.task), *run, replace(change, lengths=(curve.size,)))
+            change = EmbeddingEdit(torch.zeros(1, curve.size, work.model.hidden_size), (curve.size,))
+            trained, scored = (budget.contexts * count for count in (state.step, state.scored))
+            flops = work.flops(work.task(curve.task), trained, scored, change)
             work.write(key, {
                 "points": [], "best": state.best, "kept": state.kept, "step": state.step, "flops": flops,
                 "seconds": repr(checkpoint.seconds),

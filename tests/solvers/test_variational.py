@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ import torch
 from leadline.information import gaussian_kl_bits
 from leadline.rows import _counts, _log_ratios
 from leadline.selftest.quadratic import BETAS, Plain, best, covariance, quadratic, trained
-from leadline.solvers.base import Row, begin, train
+from leadline.solvers.base import SETTLED_STEPS, Row, State, begin, train
 from leadline.solvers.gradient import Gradient
 from leadline.solvers.variational import Variational, kl_parts_bits
 
@@ -118,6 +120,58 @@ def test_a_row_that_is_lost_keeps_its_last_finite_parameters_and_the_others_go_o
     assert math.isfinite(state.losses[1])
 
 
+def settling(*settled: float | None) -> tuple[list[Row], list[list[int]], Any]:
+    """Rows whose loss is their squared distance from 0, what each step's loss was asked for, and that loss."""
+    rows = [Row(f"row {n}", Plain(2), Gradient(0.1, bits), n, 3) for n, bits in enumerate(settled)]
+    asked: list[list[int]] = []
+
+    def loss(step, latents):
+        asked.append([len(drawn) for drawn in latents])
+        return torch.stack([drawn.square().sum(1).mean() if len(drawn) else torch.tensor(7.0) for drawn in latents])
+
+    return rows, asked, loss
+
+
+def test_a_row_that_has_settled_takes_no_more_steps_and_the_others_do_not_notice():
+    rows, asked, loss = settling(0.01, None)
+    state = train(rows, loss, 80, begin(rows, [None, None], torch.device("cpu")))
+    settled = state.settled[0]
+    assert state.settled == [settled, -1]
+    assert (state.steps_of(0), state.steps_of(1)) == (settled, 80)
+    assert asked == [[3, 3]] * settled + [[0, 3]] * (80 - settled)
+    # stopped there by hand, or trained alone
+    by_hand, _, loss = settling(None)
+    stopped = begin(by_hand, [None], torch.device("cpu"))
+    with pytest.raises(KeyboardInterrupt):
+        train(by_hand, loss, 80, stopped, interrupted(settled))
+    assert torch.equal(stopped.parameters[0]["mean"], state.parameters[0]["mean"])
+    assert state.losses[0] <= 0.01
+    _, _, loss = settling(None)
+    alone = train(rows[1:], loss, 80, begin(rows[1:], [None], torch.device("cpu")))
+    assert torch.equal(alone.parameters[0]["mean"], state.parameters[1]["mean"])
+
+
+def test_a_row_settles_by_its_loss_of_some_steps_in_succession_and_the_batch_ends_with_its_last_row():
+    rows, asked, loss = settling(1e9)
+    state = train(rows, loss, 80, begin(rows, [None], torch.device("cpu")))
+    assert (state.step, state.settled, asked) == (SETTLED_STEPS, [SETTLED_STEPS], [[3]] * SETTLED_STEPS)
+    high = [False, False, True, False, False, False, False, False, False]
+    rows = [Row("a row", Plain(2), Gradient(0.1, 1.0), 0, 3)]
+
+    def leaping(step, latents):
+        return latents[0].sum()[None] * 0 + (2.0 if high[step] else 0.5)
+
+    assert train(rows, leaping, 9, begin(rows, [None], torch.device("cpu"))).settled == [8]
+
+
+def interrupted(at: int) -> Callable[[State], None]:
+    def stop(state: State) -> None:
+        if state.step == at:
+            raise KeyboardInterrupt
+
+    return stop
+
+
 def test_rows_of_one_batch_do_not_disturb_each_other():
     centre, hessian = quadratic(4, 3)
     together = trained((0.1, 1.0), centre, hessian, steps=40)
@@ -136,12 +190,8 @@ def test_a_batch_that_is_stopped_and_goes_on_ends_in_the_same_numbers():
     whole = train(rows, loss, 30, begin(rows, [None], torch.device("cpu")))
     part = begin(rows, [None], torch.device("cpu"))
 
-    def stop(state):
-        if state.step == 11:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        train(rows, loss, 30, part, stop)
+        train(rows, loss, 30, part, interrupted(11))
     for row in part.parameters:  # what a checkpoint stores: plain tensors
         row.update({name: value.detach().clone() for name, value in row.items()})
     again = train(rows, loss, 30, part)

@@ -175,8 +175,8 @@ def luck_words(result: Result) -> list[str]:
         )
     elif result.spec.get("extra", {}).get("prior_item_rate") == 0.0:
         said.append(
-            f"Luck ceiling: none. Not one blind draw of {result.families[0]} hit even one item, so luck with single items "
-            "explains nothing."
+            f"Luck ceiling: none. Not one blind draw of {result.families[0]} hit even one item, so luck with single "
+            "items explains nothing."
         )
     if rate is not None:
         said.append(
@@ -208,7 +208,8 @@ def power(flops: float) -> str:
 
 def cost_words(points: pl.DataFrame) -> str:
     # the rows of one cell repeat its cost, so each cell counts once, at its largest; those of bounds sum over cells
-    cells = points.filter(estimator="").group_by("key").agg(pl.col("flops").max(), pl.col("wall_seconds").max(), pl.col("steps").max())
+    trained = points.filter(estimator="").group_by("key")
+    cells = trained.agg(pl.col("flops").max(), pl.col("wall_seconds").max(), pl.col("steps").max())
     flops, seconds, steps = (float(cells[name].sum() or 0) for name in ("flops", "wall_seconds", "steps"))
     spent = f"{power(flops)} floating point operations, {seconds:.0f} s of training"
     return f"{len(cells)} cells, {steps:.0f} optimiser steps, {spent}"

@@ -12,6 +12,7 @@ from leadline.interventions.base import Intervention
 from leadline.priors import normal
 from leadline.solvers.base import Parameters, Solver
 
+
 @final
 @dataclass(frozen=True)
 class Gradient(Solver):
