@@ -69,20 +69,37 @@ def test_candidates_hold_the_reached_cell_and_cheaper_ones_near_it():
     assert candidates([seen(0.01, 0.0, 9.0)], 0.3) == [], "a low threshold does not make a cell that never hits near"
 
 
-def test_a_bracket_is_cut_in_three_and_once_within_five_percent_the_curve_goes_on_while_it_is_near():
-    points = [seen(0.01, 1.0, 500.0), seen(0.08, 0.1, 100.0)]
-    assert [c.beta for c in next_cells(points, 0.9)] == pytest.approx([0.02, 0.04])
+def test_two_edges_are_bisected_where_the_threshold_is_lost_and_where_nearness_is():
+    points = [seen(0.01, 1.0, 500.0), seen(0.04, 0.8, 300.0), seen(0.16, 0.1, 100.0)]
     assert not bracketed(points, 0.9)
+    first, second = next_cells(points, 0.9)
+    assert (first.beta, first.parent) == (pytest.approx(0.02), points[0].cell.label)
+    assert (second.beta, second.parent) == (pytest.approx(0.08), points[1].cell.label)
+    (only,) = next_cells([points[0], points[2]], 0.9)
+    assert only.beta == pytest.approx(0.04), "one edge is both: it is cut once"
+
+
+def test_while_the_score_is_near_beta_goes_on_and_a_threshold_that_is_bracketed_is_left_alone():
     assert bracketed([seen(0.01, 1.0, 100.0), seen(0.011, 0.8, 95.1)], 0.9)
     (cell,) = next_cells([seen(0.01, 1.0, 100.0), seen(0.011, 0.8, 95.1)], 0.9)
     assert (cell.beta, cell.parent) == (pytest.approx(0.022), seen(0.011, 0, 0).cell.label)
+    wider, cut = next_cells([seen(0.01, 1.0, 100.0), seen(0.02, 0.8, 80.0)], 0.9)
+    assert (wider.beta, cut.beta) == (pytest.approx(0.04), pytest.approx(0.0141, rel=0.01))
+
+
+def test_betas_that_differ_by_noise_are_not_bisected_further():
+    """KL that falls by a tenth between betas 5% apart falls because a cell was trained longer."""
+    control = replace(seen(0.0105, 0.2, 90.0), cell=replace(seen(0.0105, 0.2, 90.0).cell, task="uniform-0"))
+    own = replace(seen(0.01, 1.0, 100.0), cell=replace(seen(0.01, 1.0, 100.0).cell, task="uniform-0"))
+    assert not bracketed([own, control], 0.9)
+    assert next_cells([own, control], 0.9) == []
 
 
 def test_beyond_the_threshold_the_behaviours_curve_is_followed_to_its_end_and_a_controls_is_not():
-    curve = [seen(0.01, 1.0, 100.0), seen(0.011, 0.8, 95.1), seen(0.022, 0.4, 60.0)]
+    curve = [seen(0.01, 1.0, 100.0), seen(0.0104, 0.8, 95.1), seen(0.0124, 0.4, 60.0)]
     (cell,) = next_cells(curve, 0.9)
-    assert cell.beta == pytest.approx(0.176)
-    assert next_cells([*curve, seen(0.176, 0.0, 4.9)], 0.9) == [], "hardly a bit is left"
+    assert cell.beta == pytest.approx(0.0992)
+    assert next_cells([*curve, seen(0.0992, 0.0, 4.9)], 0.9) == [], "hardly a bit is left"
     assert next_cells([replace(s, cell=replace(s.cell, task="uniform-0")) for s in curve], 0.9) == []
 
 

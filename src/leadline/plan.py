@@ -79,6 +79,8 @@ WRITE_EMBEDDINGS = ("soft_prompt", "soft_subspace", "vocab_mixture", "soft_edits
 COUNTED_IN_DIMENSIONS = ("soft_subspace", "tinylora")  # families whose size is the dimension of their latent
 FIRST_BETA = 0.01  # bits of loss a bit of KL: low enough that the behaviour is found before it is cheapened
 WIDEN = 2.0  # factor between betas while the threshold is not bracketed
+FINE = 1.06  # betas nearer than this differ by the optimiser's noise: even KL as 1 / beta would be within 5%
+COARSE = 1.2  # the same where the score falls below what is near: bounds need no finer one
 FRESH_TRIES = 2  # smaller first betas where none came near: a price so small is none, and what is missed is q's own
 UNMOVED = 0.5  # bits of KL to the prior, or to the text's part of it, with which q is as good as that itself
 END = 0.05  # of the KL at the threshold: where a curve ends
@@ -210,49 +212,55 @@ def bracketed(seen: Sequence[Seen], threshold: float, tolerance: float = 0.05) -
 
 
 def next_cells(seen: Sequence[Seen], threshold: float) -> list[Cell]:
-    """One round of one curve. Larger betas, each warm-started from the one before, until the score falls below the
+    """One round of one curve. Larger betas, each warm-started from the one before, while the score is near the
     threshold; where it was never reached smaller ones, which narrow a q that has the behaviour and start over where it
-    lost it, and none any more where a few of them never came near. Then two betas that cut the bracket in three,
-    warm-started from the cell below it, and once the threshold is bracketed a few beyond it."""
-    if bracketed(seen, threshold):
-        return _beyond(seen, threshold)
+    lost it, and none any more where a few of them never came near. Beside that two edges are bisected, each by a cell
+    that is warm-started from the one below it: where the score falls below the threshold, and where it falls below what
+    is near. The first is what a curve is asked for; the second is where bounds are tightest, since a bound takes a q
+    that hits at times (docs/measurement.md section 2, KL). Last, for the behaviour alone, larger steps to where hardly
+    a bit is left, so that the curve is seen to its end."""
     low, high = bracket(seen, threshold)
     if low is None:
-        if high is None:
-            return []
-        beta = high.cell.beta or FIRST_BETA
-        if _is_near(high, threshold):
-            return [_warm(high, beta / WIDEN)]
-        betas = {point.cell.beta for point in seen}
-        lost = len(betas) > FRESH_TRIES and not any(_is_near(point, threshold) for point in seen)
-        return [] if lost else [_fresh(high.cell, beta / 8)]
-    beta = low.cell.beta or FIRST_BETA
-    if high is None:
-        return [_warm(low, beta * WIDEN)]
-    ratio = (high.cell.beta or beta) / beta
-    if ratio < 1.01:  # nearer betas would only show the noise of the optimiser
-        return _beyond(seen, threshold)
-    return [_warm(low, beta * ratio ** (1 / 3)), _warm(low, beta * ratio ** (2 / 3))]
-
-
-def _beyond(seen: Sequence[Seen], threshold: float) -> list[Cell]:
-    """Larger betas still, as long as the score is near the threshold: a bound takes a q that hits at times, and the one
-    that seldom hits is often the tightest (docs/measurement.md section 2, KL). Then, for the behaviour alone, in larger
-    steps to where hardly a bit is left, so that the curve is seen to its end."""
+        return _smaller(seen, high, threshold)
     last = max(seen, key=lambda point: point.cell.beta or 0.0)
-    beta, low = last.cell.beta or FIRST_BETA, bracket(seen, threshold)[0]
-    if last.moved_bits < UNMOVED:
+    beta, found = last.cell.beta or FIRST_BETA, list[Cell]()
+    if last.moved_bits >= UNMOVED and _is_near(last, threshold):
+        found.append(_warm(last, beta * WIDEN))
+    found += _cut(seen, threshold, FINE) if not bracketed(seen, threshold) else []
+    found += _cut(seen, near_score(threshold), COARSE)
+    if not found and not last.cell.task and last.moved_bits > END * low.moved_bits and last.moved_bits >= UNMOVED:
+        found.append(_warm(last, beta * 4 * WIDEN))
+    return list(dict.fromkeys(found))
+
+
+def _smaller(seen: Sequence[Seen], least: Seen | None, threshold: float) -> list[Cell]:
+    """What follows where no beta reached the threshold; least: the smallest of them."""
+    if least is None:
         return []
-    if _is_near(last, threshold):
-        return [_warm(last, beta * WIDEN)]
-    if not last.cell.task and low is not None and last.moved_bits > END * low.moved_bits:
-        return [_warm(last, beta * 4 * WIDEN)]
-    return []
+    beta = least.cell.beta or FIRST_BETA
+    if _is_near(least, threshold):
+        return [_warm(least, beta / WIDEN)]
+    lost = len({point.cell.beta for point in seen}) > FRESH_TRIES and not any(_is_near(s, threshold) for s in seen)
+    return [] if lost else [_fresh(least.cell, beta / 8)]
+
+
+def _cut(seen: Sequence[Seen], score: float, ratio: float) -> list[Cell]:
+    """The beta half-way, in logarithms, between the neighbours where a score is lost, unless they are within `ratio`
+    already: what they differ by then is the noise of the optimiser."""
+    low, high = bracket(seen, score)
+    if low is None or high is None:
+        return []
+    begin, end = low.cell.beta or FIRST_BETA, high.cell.beta or FIRST_BETA
+    return [_warm(low, math.sqrt(begin * end))] if end > ratio * begin else []
+
+
+def near_score(threshold: float) -> float:
+    """The score from which on a cell is worth drawing from: NEAR below the threshold, and half of it at least."""
+    return max(threshold - NEAR, threshold / 2)
 
 
 def _is_near(point: Seen, threshold: float) -> bool:
-    """Whether a cell is worth drawing from: its score may be NEAR below the threshold, and half of it at least."""
-    return point.score >= max(threshold - NEAR, threshold / 2)
+    return point.score >= near_score(threshold)
 
 
 def candidates(seen: Sequence[Seen], threshold: float) -> list[Cell]:
