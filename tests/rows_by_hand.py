@@ -50,3 +50,7 @@ def result(rows: list[Any], **spec: Any) -> Result:
 
 def null(score: float, **values: Any) -> dict[str, Any]:
     return row(family="null", size=0, seed=-1, score=score, loss_bits=34.7, chosen=True, **values)
+
+
+def spelled_out(bits: float, size: int = 5, **values: Any) -> dict[str, Any]:
+    return row(family="prefill", size=size, estimator="PREFILL", upper_bits=bits, prior="the model", **values)

@@ -28,8 +28,9 @@ from leadline.model import FrozenModel
 from leadline.records import read_arrays
 from leadline.report.rows import bound_rows
 from leadline.report.ways import message_lines
-from leadline.result import Result, difference_words
+from leadline.result import Result
 from leadline.selftest.wired import cosine_at, flip, wired_model
+from leadline.sentences import difference_words
 from leadline.spec import UserError
 from rows_by_hand import cond, control, result, row
 

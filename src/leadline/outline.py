@@ -13,6 +13,7 @@ from leadline.estimators.message import TRIED
 from leadline.plan import BUDGETS, CANDIDATES, COUNTED_IN_DIMENSIONS, LOSS_BETAS, TEXT_BUDGETS, gradient_cells, restarts
 from leadline.refit import MOST_DIMENSIONS, ROUNDS
 from leadline.scoring import needed
+from leadline.solvers.variational import AIM_PASSES
 from leadline.spec import ANCHORED, TEXTS, RunSpec
 
 
@@ -43,9 +44,10 @@ def outline(spec: RunSpec, tasks: Sequence[str], exact: bool = True) -> list[Lin
     training = [
         Line("size 0 and direct cost", 1, 0, 2 * items * len(tasks)),
         Line("size curve (gradient)", count, a_step * budget.gradient_steps, 3 * items * len(cells)),
-        Line("rate-distortion curve, first beta", count, a_step * budget.first_steps, point * len(cells)),
+        Line("rate-distortion curve, first beta", count, a_step * (AIM_PASSES + budget.first_steps),
+             point * len(cells)),
         Line(f"at most {rounds} more rounds", rounds * math.ceil(2 * len(curves) * budget.contexts / budget.sequences),
-             later * budget.contexts * budget.round_steps, point * later),
+             later * budget.contexts * (AIM_PASSES + budget.round_steps), point * later),
     ]  # fmt: skip
     small = [c for c in curves if c[1] in COUNTED_IN_DIMENSIONS and c[2] <= MOST_DIMENSIONS]
     blind = len(own) * spec.prior_draws * (doomed + PAIRS)

@@ -33,13 +33,12 @@ from leadline.information import (
     CONFIDENCE,
     Bits,
     Distance,
-    at_least,
-    at_most,
     family_weights,
     size_weights,
     surprisal,
 )
 from leadline.records import POINTS, points_are_whole, read_spec
+from leadline.sentences import distance_sentence, frontier_sentence
 from leadline.spec import DEFAULT_SIZES, SCALED, UserError
 
 __all__ = ["Bits", "Distance", "Frontier", "NoDistance", "Result"]
@@ -192,7 +191,7 @@ class Result:
         prior, size = str(found[0].row["prior"]), found[0].size
         upper = upper_bits(found[0].row, found[0].weight, prior)
         told = Distance(upper, None, None, family, prior, size, **self._compared(family, found, size))
-        return replace(told, sentence=_sentence(told, size, None))
+        return replace(told, sentence=distance_sentence(told, size, None))
 
     def cheapest(self) -> Frontier:
         """All families together, and the cheapest by name, the sampled ones having been chosen among before."""
@@ -215,7 +214,7 @@ class Result:
         low, high = (end + value - found[best].value for end in (found[best].low, found[best].high))
         confidence = CONFIDENCE if any(upper.estimator in SAMPLED for upper in found.values()) else 1.0
         upper = Bits(value, "certified upper", low, high, confidence, "families", found[best].prior, paid)
-        return Frontier(best, upper, distances, _frontier_sentence(distances, best, value))
+        return Frontier(best, upper, distances, frontier_sentence(distances, best, value))
 
     def _pooled(self) -> list[str]:
         """Families that share the weight of all together: those that this run could measure, whatever came of them,
@@ -266,7 +265,7 @@ class Result:
             promised, flops = found[0].order[0], float(found[0].row["flops"] or 0.0)
         told = {"reached": reached, "promised": promised, "flops": flops, **compared}
         distance = Distance(upper, lower, estimate, family, prior, size, **told)
-        return replace(distance, sentence=_sentence(distance, largest, self.spec["spec"].get("seeds")))
+        return replace(distance, sentence=distance_sentence(distance, largest, self.spec["spec"].get("seeds")))
 
     def _sizes(self, rows: pl.DataFrame) -> list[SizeBounds]:
         """One entry for each size at which a bound was tried, for the rows of one subject in one family.
@@ -357,61 +356,3 @@ def _sampling_distance(rows: pl.DataFrame) -> Distance:
     return Distance(
         bits, bits, bits, "best_of_n", prior, None, f"{value:.1f} bits a reply, one of {draws} sampled replies"
     )
-
-
-def _sentence(distance: Distance, size: int | None, seeds: int | None) -> str:
-    upper, lower = distance.upper, distance.lower
-    if upper is not None:
-        words = f"at most {at_most(upper.value)} bits"
-        words += f" and at least {at_least(lower.value)}" if lower is not None else ""
-    else:
-        known = f"certified only D >= {at_least(lower.value)}" if lower is not None else "nothing certified"
-        if distance.reached is not None:
-            how = f"reached at size {distance.reached}" if distance.reached else "what the model does unasked"
-            words = f"{how}, without an upper bound in bits, {known}"
-        else:
-            tries = f" up to size {size}" if size is not None else ""
-            tries += f" with {seeds} seed{'s' if seeds > 1 else ''}" if seeds else ""
-            words = f"not broken{tries}, {known}"
-    if distance.excess is not None:
-        words += f"; {difference_words(distance)}"
-    if distance.unreached_controls:
-        words += f" ({distance.unreached_controls} of the controls not reached there)"
-    return words
-
-
-def rank_words(distance: Distance) -> str:
-    """A distance's rank in words, "2 of 3"; a range where controls were not reached."""
-    if distance.rank is None:
-        return ""
-    (place, of), unreached = distance.rank, distance.unreached_controls
-    return f"{place} of {of}" if not unreached else f"{place} to {place + unreached} of {of}"
-
-
-def difference_words(distance: Distance) -> str:
-    """A distance's excess in words: no side is named where its interval holds both."""
-    excess, whom = distance.excess, distance.whom
-    if excess is None:
-        return f"nothing is known beside {whom}"
-    if math.isinf(excess.low):
-        return f"{abs(excess.value):.0f} bits {'less' if excess.value > 0.0 else 'more'} than {whom}, which may be luck"
-    if excess.low <= 0.0 <= excess.high:
-        return f"no nearer and no farther than {whom} by the same bound"
-    size = abs(excess.value)
-    words = f"{size:.0f}" if size >= 10.0 else f"{size:.1f}"
-    return f"about {words} bits {'nearer' if excess.value > 0.0 else 'farther'} than {whom} by the same bound"
-
-
-def _frontier_sentence(distances: dict[str, Distance], best: str, value: float) -> str:
-    parts = []
-    for family, distance in distances.items():
-        if distance.upper is None:
-            parts.append(f"{family}: {distance.sentence}")
-        elif family == "best_of_n":
-            parts.append(f"best_of_n, {distance.sentence}")
-        elif family == best:
-            own, all_in = at_most(distance.upper.value), at_most(value)
-            parts.insert(0, f"cheapest is {family}, at most {own} bits ({all_in} with the choice among families)")
-        else:
-            parts.append(f"{family}, at most {at_most(distance.upper.value)} bits by itself")
-    return "; ".join(parts)

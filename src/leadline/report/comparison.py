@@ -25,7 +25,8 @@ from leadline.report.columns import dots, print_table
 from leadline.report.headline import behaviour_label, distance_of
 from leadline.report.rows import cost_words
 from leadline.report.words import NONE, about, interval, plain, span
-from leadline.result import NoDistance, rank_words
+from leadline.result import NoDistance
+from leadline.sentences import rank_words
 
 BOUNDS: dict[str, JustifyMethod] = {
     "size": "right", "run": "left", "at most": "right", "estimate": "left", "at least": "right", "by": "left",

@@ -14,7 +14,8 @@ import polars as pl
 from leadline.estimators.combine import excess_bits
 from leadline.information import Bits, Distance, at_least, at_most
 from leadline.report.words import NONE, UNITS, about, finite, interval, short, size_words, span
-from leadline.result import NoDistance, Result, difference_words
+from leadline.result import NoDistance, Result
+from leadline.sentences import difference_words
 
 ENOUGH_ITEMS = 40  # docs/measurement.md section 1
 ENOUGH_CONTROLS = 8  # two of each of the four kinds (docs/measurement.md section 5)

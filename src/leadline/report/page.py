@@ -34,7 +34,8 @@ from leadline.report.rows import (
 )
 from leadline.report.ways import cheapest_words, message_lines, text_lines, ways_in
 from leadline.report.words import NONE, about, interval, plain, size_words
-from leadline.result import Result, rank_words
+from leadline.result import Result
+from leadline.sentences import rank_words
 from leadline.spec import UserError
 
 LISTED = 24

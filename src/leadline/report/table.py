@@ -18,7 +18,8 @@ from leadline.report.headline import controls_of, distance_of, headline, subject
 from leadline.report.rows import EPSILON, bound_rows, cost_words, luck_words, size_rows
 from leadline.report.ways import cheapest_words, message_lines, text_lines
 from leadline.report.words import NONE, about, interval, plain, short
-from leadline.result import Result, rank_words
+from leadline.result import Result
+from leadline.sentences import rank_words
 
 
 def print_result(result: Result, console: Console, page: Path | None = None) -> None:
