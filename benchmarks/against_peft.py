@@ -36,8 +36,9 @@ from leadline.model import FrozenModel, load
 from leadline.objective import Objective
 from leadline.priors import Priors
 from leadline.probe import Compute
-from leadline.solvers import solver_for
+from leadline.solvers import POINT_RATE
 from leadline.solvers.base import Row, State, begin, train
+from leadline.solvers.gradient import Gradient
 from leadline.spec import RunSpec
 
 Curve = list[tuple[float, float]]  # (seconds of training so far, held-out loss in bits a reply)
@@ -47,7 +48,7 @@ def run_leadline(model: FrozenModel, data: dict[str, list[Context]], args: argpa
     """Trains one soft prompt through leadline's own loop; evaluation is not on the clock."""
     intervention = make("soft_prompt", args.tokens, Priors(model))
     objective = Objective(Engine(model, shared_prefix(data["train"] + data["validation"])))
-    row = Row("benchmark", intervention, solver_for(None, None), 0, args.rows)
+    row = Row("benchmark", intervention, Gradient(POINT_RATE), 0, args.rows)
     steps: list[float] = []
     curve: Curve = []
 

@@ -24,6 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from leadline import behaviour as behaviours
 from leadline import floor, parts
+from leadline.costs import wait_for
 from leadline.edits import EmbeddingEdit
 from leadline.engine import Context, Engine, shared_prefix
 from leadline.items import sample_contexts
@@ -44,6 +45,7 @@ def step(model: FrozenModel, contexts: Sequence[Context], repeats: int) -> dict[
     for _ in range(repeats + 1):  # the first warms up
         begin = time.perf_counter()
         torch.autograd.grad(parts.nats(engine, contexts, edit).sum(), values)
+        wait_for(model.device)
         found.append(time.perf_counter() - begin)
     low, middle, high = statistics.quantiles(found[1:], n=4)
     least = floor.step_flops(engine, contexts, edit) / floor.product_rate(model)

@@ -31,7 +31,7 @@ from leadline.objective import Objective
 from leadline.plan import FIRST_BETA, WIDEN
 from leadline.priors import Priors, normal
 from leadline.scoring import hits
-from leadline.solvers import solver_for
+from leadline.solvers import POINT_RATE, solver_for
 from leadline.solvers.base import Parameters, Row, Solver, begin, train
 from leadline.solvers.gradient import Gradient
 from leadline.solvers.variational import Variational, kl_parts_bits
@@ -73,8 +73,7 @@ def one_size(
             mine["kl_bits"].append(float(sum(kl_parts_bits(end))) if "log_scale" in end else 0.0)
         return [line | values for line, values in zip(told, found, strict=True)]
 
-    rates, usual = [float(rate) for rate in args.rates.split(",")], solver_for(None, None)
-    assert isinstance(usual, Gradient)
+    rates, usual = [float(rate) for rate in args.rates.split(",")], Gradient(POINT_RATE)
     settings = [(rate, Intervention.first_offset) for rate in rates]
     settings += [(usual.rate, float(start)) for start in args.starts.split(",")]
     gradients = [Gradient(rate) for rate, _ in settings]

@@ -14,9 +14,9 @@ nobody told the weights that they need no gradient). Their prompt stands at posi
 the user's text. Each of them may choose its learning rate at the smallest size among several, and the best counts;
 leadline runs once, by its written rule. Evaluation is on nobody's clock.
 
-leadline's curve is run. The others' curves are **extrapolated**: rows x steps of the run x seconds of a step, both
-between those of the smallest and the largest size. leadline's rows must reach the lower of PEFT's two losses, a control
-takes all its steps, and a row that does not get there has `reached: false` beside it.
+leadline's curve is run, each batch until its last row has the lower of PEFT's two losses, or all its steps. The others'
+curves are **extrapolated**: rows x steps of the run x seconds of a step, both between those of the smallest and the
+largest size, with all steps for a control. Rows of leadline's that do not get there are listed under the table.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,7 @@ import transformers
 
 from leadline import behaviour as behaviours
 from leadline import floor
+from leadline.costs import wait_for
 from leadline.engine import Context, Engine, shared_prefix
 from leadline.evaluation import score_latents
 from leadline.interventions import make
@@ -52,8 +55,9 @@ from leadline.model import FrozenModel, load
 from leadline.objective import Objective
 from leadline.plan import BUDGETS, Cell, batches
 from leadline.priors import Priors
-from leadline.solvers import solver_for
+from leadline.solvers import POINT_RATE
 from leadline.solvers.base import Row, State, begin, train
+from leadline.solvers.gradient import Gradient
 from leadline.spec import RunSpec
 
 RATES = (0.03, 0.3)  # that the other loops may choose from, at the smallest size
@@ -64,8 +68,10 @@ SEEDS = 3
 class Job:
     """What one process is asked for.
 
+    items:  file of the contexts, by task and split, as the process "items" writes it. A loop that is not leadline's own
+            must not have leadline's model in its memory
     loop:   "leadline", "peft" or "unfrozen";  dtype: of the loops that do not choose one
-    what:   "step", "run" or "curve";  sizes: soft tokens, one for a step or a run
+    what:   "items", "step", "run" or "curve";  sizes: soft tokens, one for a step or a run
     every:  steps between two looks at the held-out loss;  goal: held-out loss, bits a reply, at which it is done
     """
 
@@ -80,6 +86,7 @@ class Job:
     dtype: str = "float32"
     rate: float = 0.3
     goal: float = 0.0
+    items: str = ""
 
 
 # ---- one process ----------------------------------------------------------------------------------------------------
@@ -88,17 +95,33 @@ class Job:
 def answer(job: Job) -> dict[str, Any]:
     """Runs one job here."""
     warnings.filterwarnings("ignore")
-    model = load(job.model)
-    tasks = prepare(model, behaviours.load(job.behaviour), RunSpec(controls=1))
-    data = {split: tasks[0].contexts(split) for split in ("train", "validation")}
+    if job.what == "items":
+        return _items(job)
+    told = json.loads(Path(job.items).read_text())
+    data, control = (
+        {split: [Context(*map(tuple, context)) for context in contexts] for split, contexts in task.items()}
+        for task in told["tasks"]
+    )
     if job.loop == "leadline":
+        model = load(job.model)
         torch.set_num_threads(model.compute.threads)
-        control = {split: tasks[1].contexts(split) for split in ("train", "validation")}
         found = _curve(model, job, data, control) if job.what == "curve" else _leadline(model, job, data)
         found["compute"] = model.compute.why
     else:
-        found = _theirs(model, job, data)
+        found = _theirs(told["source"], job, data)
     return {**found, "peak_gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}
+
+
+def _items(job: Job) -> dict[str, Any]:
+    """Writes the contexts of the behaviour and of one control, and where the weights lie."""
+    model = load(job.model)
+    tasks = prepare(model, behaviours.load(job.behaviour), RunSpec(controls=1))
+    told = [
+        {split: [[c.before, c.after, c.target] for c in task.contexts(split)] for split in ("train", "validation")}
+        for task in tasks
+    ]
+    Path(job.items).write_text(json.dumps({"source": model.source, "tasks": told}))
+    return {}
 
 
 def _leadline(model: FrozenModel, job: Job, data: dict[str, list[Context]]) -> dict[str, Any]:
@@ -113,13 +136,15 @@ def _leadline(model: FrozenModel, job: Job, data: dict[str, list[Context]]) -> d
 
 
 def _row(model: FrozenModel, job: Job, size: int, seed: int) -> Row:
-    return Row(f"{size} {seed}", make("soft_prompt", size, Priors(model)), solver_for(None, None), seed, job.rows)
+    # Rows end by the goal here, and not where they would settle.
+    return Row(f"{size} {seed}", make("soft_prompt", size, Priors(model)), Gradient(POINT_RATE), seed, job.rows)
 
 
 def _trained(
     model: FrozenModel, job: Job, lines: Sequence[Row], data: Sequence[dict[str, list[Context]]]
 ) -> tuple[list[float], list[list[tuple[float, float]]]]:
-    """Seconds of each step of one batch of rows, and (seconds so far, held-out loss) of each row now and then."""
+    """Seconds of each step of one batch of rows, and (seconds so far, held-out loss) of each row now and then. It ends
+    when all rows have a held-out loss of at most the goal."""
     everything = [context for one in data for split in one.values() for context in split]
     objective = Objective(Engine(model, shared_prefix(everything)))
     steps: list[float] = []
@@ -127,21 +152,22 @@ def _trained(
     clock = [time.perf_counter()]
 
     def loss(step: int, latents: list[torch.Tensor]) -> torch.Tensor:
-        running = [row for row, drawn in enumerate(latents) if len(drawn)]
-        contexts = [c for row in running for c in minibatch(data[row]["train"], lines[row], step)]
-        change = edit([lines[row].intervention for row in running], [latents[row] for row in running])
-        found = objective.bits(contexts, change).view(len(running), -1).mean(1)
-        return found.new_zeros(len(lines)).index_put((torch.tensor(running),), found)
+        contexts = [c for line, one in zip(lines, data, strict=True) for c in minibatch(one["train"], line, step)]
+        change = edit([line.intervention for line in lines], latents)
+        return objective.bits(contexts, change).view(len(lines), -1).mean(1)
 
     def after(state: State) -> None:
+        wait_for(model.device)
         steps.append(time.perf_counter() - clock[0])
-        ended = [step >= 0 for step in state.settled]
-        if state.step % job.every == 0 or state.step == job.steps or all(ended):
+        if job.what != "step" and (state.step % job.every == 0 or state.step == job.steps):
             for row, line in enumerate(lines):
                 curves[row].append((sum(steps), _held_out(objective, data[row], line.intervention, state, row)))
+            if all(curve[-1][1] <= job.goal for curve in curves):
+                raise StopIteration
         clock[0] = time.perf_counter()
 
-    train(lines, loss, job.steps, begin(lines, [None] * len(lines), model.device), after)
+    with suppress(StopIteration):
+        train(lines, loss, job.steps, begin(lines, [None] * len(lines), model.device), after)
     return steps, curves
 
 
@@ -165,43 +191,43 @@ def _curve(
         steps, curves = _trained(model, job, lines, [control if cell.task else data for cell in part])
         seconds += sum(steps)
         for cell, curve in zip(part, curves, strict=True):
-            reached = bool(cell.task) or curve[-1][1] <= job.goal
             found.append({"size": cell.size, "seed": cell.seed, "task": cell.task, "held_out_bits": curve[-1][1],
-                          "reached": reached, "seconds_to_goal": _seconds_to(curve, job.goal)})  # fmt: skip
+                          "reached": curve[-1][1] <= job.goal})  # fmt: skip
     return {"seconds": seconds, "rows": found}
 
 
-def _theirs(model: FrozenModel, job: Job, data: dict[str, list[Context]]) -> dict[str, Any]:
+def _theirs(source: str, job: Job, data: dict[str, list[Context]]) -> dict[str, Any]:
     """One soft prompt by PEFT's documented loop, or by the plain one."""
     torch.manual_seed(0)
-    network = transformers.AutoModelForCausalLM.from_pretrained(model.source, dtype=getattr(torch, job.dtype))
-    del model
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, job.dtype)).to(device)
     if job.loop == "peft":
         config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=job.sizes[0])
         tuned = peft.get_peft_model(network, config)
         optimiser = torch.optim.AdamW((p for p in tuned.parameters() if p.requires_grad), lr=job.rate)
 
         def loss_of(part: list[Context]) -> torch.Tensor:
-            return tuned(**_padded(part)).loss
+            return tuned(**_padded(part, device)).loss
     else:
         table = network.get_input_embeddings()
-        first = torch.randint(len(table.weight), (job.sizes[0],))
+        first = torch.randint(len(table.weight), (job.sizes[0],)).to(device)
         prompt = torch.nn.Parameter(table.weight[first].detach().float().clone())
         optimiser = torch.optim.AdamW([prompt], lr=job.rate)
 
         def loss_of(part: list[Context]) -> torch.Tensor:
-            batch, count = _padded(part), len(part)
-            embeds = torch.cat([prompt.to(network.dtype).expand(count, -1, -1), table(batch["input_ids"])], 1)
-            mask = torch.cat([torch.ones(count, len(prompt), dtype=torch.long), batch["attention_mask"]], 1)
-            labels = torch.cat([torch.full((count, len(prompt)), -100), batch["labels"]], 1)
+            batch, shape = _padded(part, device), (len(part), len(prompt))
+            embeds = torch.cat([prompt.to(network.dtype).expand(len(part), -1, -1), table(batch["input_ids"])], 1)
+            mask = torch.cat([torch.ones(shape, dtype=torch.long, device=device), batch["attention_mask"]], 1)
+            labels = torch.cat([torch.full(shape, -100, device=device), batch["labels"]], 1)
             return network(inputs_embeds=embeds, attention_mask=mask, labels=labels).loss
 
-    return _their_loop(job, data, loss_of, optimiser)
+    return _their_loop(job, data, loss_of, optimiser, device)
 
 
 def _their_loop(
-    job: Job, data: dict[str, list[Context]], loss_of: Callable[[list[Context]], torch.Tensor], optimiser: Any
-) -> dict[str, Any]:
+    job: Job, data: dict[str, list[Context]], loss_of: Callable[[list[Context]], torch.Tensor], optimiser: Any,
+    device: torch.device,
+) -> dict[str, Any]:  # fmt: skip
     pool, held_out = data["train"], data["validation"]
     nats_of = sum(len(context.target) for context in held_out) / len(held_out)
     steps, curve = [], []
@@ -210,6 +236,7 @@ def _their_loop(
         loss_of([pool[(step * job.rows + place) % len(pool)] for place in range(job.rows)]).backward()
         optimiser.step()
         optimiser.zero_grad()
+        wait_for(device)
         steps.append(time.perf_counter() - began)
         if job.what == "run" and ((step + 1) % job.every == 0 or step + 1 == job.steps):
             with torch.no_grad():
@@ -217,18 +244,19 @@ def _their_loop(
     return {"step_seconds": steps, "curve": curve}
 
 
-def _padded(contexts: Sequence[Context]) -> dict[str, torch.Tensor]:
+def _padded(contexts: Sequence[Context], device: torch.device) -> dict[str, torch.Tensor]:
     """Token ids, mask and labels of whole sequences, padded on the right; labels count the target alone."""
     lines = [(*c.before, *c.after, *c.target) for c in contexts]
     width = max(map(len, lines))
     labels = torch.full((len(lines), width), -100)
     for row, (context, line) in enumerate(zip(contexts, lines, strict=True)):
         labels[row, len(line) - len(context.target) : len(line)] = torch.tensor(context.target)
-    return {
+    found = {
         "input_ids": torch.tensor([[*line, *([0] * (width - len(line)))] for line in lines]),
         "attention_mask": torch.tensor([[1] * len(line) + [0] * (width - len(line)) for line in lines]),
         "labels": labels,
     }
+    return {name: value.to(device) for name, value in found.items()}
 
 
 # ---- all of them ----------------------------------------------------------------------------------------------------
@@ -261,10 +289,14 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     ends = (sizes[0], sizes[-1])
     loops = [("leadline", ""), ("peft", "float32"), ("peft", "bfloat16"), ("unfrozen", "float32")]
 
+    folder = tempfile.TemporaryDirectory()
+    items = str(Path(folder.name) / "items.json")
+
     def job(loop: str, what: str, size: tuple[int, ...], **more: Any) -> Job:
         steps = args.timed if what == "step" else args.steps
-        return Job(loop, what, args.model, args.behaviour, size, steps, args.rows, args.every, **more)
+        return Job(loop, what, args.model, args.behaviour, size, steps, args.rows, args.every, items=items, **more)
 
+    ask(job("leadline", "items", ()))
     found: dict[str, Any] = {" ".join(loop).strip(): {"step": {}, "run": {}} for loop in loops}
     for size in ends:  # in turns
         answers: dict[tuple[str, str], list[dict[str, Any]]] = {loop: [] for loop in loops}
@@ -291,7 +323,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     goals = {size: min(found[f"peft {dtype}"]["run"][size]["curve"][-1][1] for dtype in ("float32", "bfloat16"))
              for size in ends}  # fmt: skip
     for size in ends:
-        curve = ask(job("leadline", "run", (size,)))["curve"]
+        curve = ask(job("leadline", "run", (size,), goal=goals[size]))["curve"]
         found["leadline"]["run"][size] = {"curve": curve, "seconds_to_goal": _seconds_to(curve, goals[size])}
         for loop, dtype in loops[1:]:
             run = found[f"{loop} {dtype}"]["run"][size]
@@ -338,7 +370,8 @@ def report(found: dict[str, Any], say: Callable[[str], None] = print) -> None:
         pairs += [(loop["run"][s]["seconds_to_goal"], ours["run"][s]["seconds_to_goal"]) for s in ends]
         pairs += [(loop["curve"]["seconds"], ours["curve"]["seconds"])]
         cells = ["not reached" if a is None else f"{a:.3g}" + (f" ({a / b:.2f} x)" if b else "") for a, b in pairs]
-        cells[-1] += " extrapolated" * loop["curve"].get("extrapolated", False)
+        least = "at least " * loop["curve"].get("at_least", False)
+        cells[-1] = f"{least}{cells[-1]}" + " extrap." * loop["curve"].get("extrapolated", False)
         cells += [f"{max(step['peak_gigabytes'] for step in loop['step'].values()):.2f}"]
         say(f"{name:<18}" + "".join(f"{cell:>26}" for cell in cells))
     for size in ends:

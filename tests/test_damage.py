@@ -126,6 +126,10 @@ def test_damaged_replies_are_refused_and_made_again(capsys, copied):
             path.write_bytes(damage)
             assert str(path) in refused(capsys, "report", run)
         path.write_bytes(whole)
+    half = path.parent.with_name("half") / path.name  # of a cell that was killed before its record was written
+    half.parent.mkdir()
+    half.write_bytes(whole)
+    assert call(capsys, "report", run)[0] == 0
     other = pl.DataFrame([{"item": 0, "split": "test", "draw": 0, "prompt": "p", "reply": "another", "target": "t",
                            "hit": True}])  # fmt: skip
     other.write_parquet(path)

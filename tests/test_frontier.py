@@ -48,7 +48,7 @@ def test_of_several_sampled_families_one_is_chosen_before_its_test_draws_are_see
     share = 0.5 / 5
     together = -math.log2(share * (2.0**-90.0 + 2.0**-300.0))
     assert cheapest.upper.value == pytest.approx(together)
-    assert cheapest.sentence.startswith("cheapest is prefix, at most 90.0 bits (")
+    assert cheapest.sentence.startswith("cheapest by validation draws is prefix, at most 90.0 bits (")
     assert "lora, at most 50.0 bits by itself" in cheapest.sentence
     # what its model cannot have takes no share
     without = result([null(0.0), spelled_out(300.0), *rows], spec=asked, extra={"not_measured": {"steering": "why"}})

@@ -52,9 +52,11 @@ def test_where_the_threshold_was_never_reached_beta_falls_from_scratch():
 
 
 def test_a_q_that_has_the_behaviour_and_is_too_wide_is_narrowed():
-    (cell,) = next_cells([seen(0.01, 0.85, 800.0)], 0.9)
-    assert cell.beta == pytest.approx(0.005)
-    assert cell.parent == seen(0.01, 0, 0).cell.label
+    smaller, larger = next_cells([seen(0.01, 0.85, 800.0)], 0.9)
+    assert (smaller.beta, larger.beta) == (pytest.approx(0.005), pytest.approx(0.02)), "and bounds may lie beyond it"
+    assert smaller.parent == larger.parent == seen(0.01, 0, 0).cell.label
+    smaller, cut = next_cells([seen(0.01, 0.85, 800.0), seen(0.02, 0.3, 600.0)], 0.9)
+    assert (smaller.beta, cut.beta) == (pytest.approx(0.005), pytest.approx(0.0141, rel=0.01))
 
 
 def test_candidates_hold_the_reached_cell_and_cheaper_ones_near_it():

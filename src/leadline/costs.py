@@ -40,7 +40,7 @@ def plan_lines(spec: RunSpec, behaviour: Behaviour, model: FrozenModel) -> list[
         score *= behaviour.reward.tokens
         train = SAMPLES * (train + score)
     lines, total = [], 0.0
-    for line in outline(spec, tasks, exact=behaviour.scored != "loss"):
+    for line in outline(spec, tasks, behaviour.scored != "loss", behaviour.reward is None):
         seconds = line.passes * train + line.scored * score
         total += seconds
         lines.append(f"  {line.what:<41}{line.batches:>8}{line.passes:>9}{line.scored:>9}{seconds / 60:>9.1f}")
@@ -89,10 +89,17 @@ def seconds_a_row(model: FrozenModel, contexts: Sequence[Context], change: Edit)
             nats = parts.nats(engine, contexts, change)
         if backward:
             torch.autograd.grad(nats.sum(), change.tensors, retain_graph=True)
+        wait_for(model.device)
         return (time.perf_counter() - begin) / len(contexts)
 
     seconds(True)
     return min(seconds(True), seconds(True)), min(seconds(False), seconds(False))
+
+
+def wait_for(device: torch.device) -> None:
+    """Until what was asked of a GPU is done, before a clock is read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _gigabytes(spec: RunSpec, model: FrozenModel) -> float:

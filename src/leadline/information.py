@@ -98,8 +98,8 @@ class Distance:
     sentence:      the same in plain words
     unreached_controls: controls run at that size without a bound, which says nothing of how far they lie
     reached:       the smallest size whose prompt reaches tau on held-out items (0: unasked), bound or no bound
-    promised:      bits that draws on validation items promised for the upper bound, the size's choice paid: what
-                   families are chosen by. inf where none were drawn
+    promised:      bits that draws on validation items promised, the size's choice paid: what families are chosen by.
+                   inf where none were drawn
     flops:         floating point operations of the training or search behind the upper bound; bits say nothing of them
     """
 

@@ -27,10 +27,10 @@ class Line:
     scored: int
 
 
-def outline(spec: RunSpec, tasks: Sequence[str], exact: bool = True) -> list[Line]:
+def outline(spec: RunSpec, tasks: Sequence[str], exact: bool = True, aimed: bool = True) -> list[Line]:
     """What the run will do; rounds and draws are counted at their most. exact: the behaviour is scored by exact match,
-    so it has a threshold to bracket and bounds to certify."""
-    budget, items = BUDGETS[spec.scale], spec.items
+    so it has a threshold to bracket and bounds to certify. aimed: q's directions are, as they are not in a reward"""
+    budget, items, aiming = BUDGETS[spec.scale], spec.items, AIM_PASSES if aimed else 0
     cells = gradient_cells(spec, tasks)
     curves = {cell.curve for cell in cells}
     own = [curve for curve in curves if not curve[0]]
@@ -44,10 +44,10 @@ def outline(spec: RunSpec, tasks: Sequence[str], exact: bool = True) -> list[Lin
     training = [
         Line("size 0 and direct cost", 1, 0, 2 * items * len(tasks)),
         Line("size curve (gradient)", count, a_step * budget.gradient_steps, 3 * items * len(cells)),
-        Line("rate-distortion curve, first beta", count, a_step * (AIM_PASSES + budget.first_steps),
+        Line("rate-distortion curve, first beta", count, a_step * (aiming + budget.first_steps),
              point * len(cells)),
         Line(f"at most {rounds} more rounds", rounds * math.ceil(2 * len(curves) * budget.contexts / budget.sequences),
-             later * budget.contexts * (AIM_PASSES + budget.round_steps), point * later),
+             later * budget.contexts * (aiming + budget.round_steps), point * later),
     ]  # fmt: skip
     small = [c for c in curves if c[1] in COUNTED_IN_DIMENSIONS and c[2] <= MOST_DIMENSIONS]
     blind = len(own) * spec.prior_draws * (doomed + PAIRS)

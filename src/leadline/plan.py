@@ -220,23 +220,22 @@ def next_cells(seen: Sequence[Seen], threshold: float) -> list[Cell]:
     that hits at times (docs/measurement.md section 2, KL). Last, for the behaviour alone, larger steps to where hardly
     a bit is left, so that the curve is seen to its end."""
     low, high = bracket(seen, threshold)
-    if low is None:
-        return _smaller(seen, high, threshold)
     last = max(seen, key=lambda point: point.cell.beta or 0.0)
     beta, found = last.cell.beta or FIRST_BETA, list[Cell]()
+    if low is None and high is not None:
+        found += _smaller(seen, high, threshold)
     if last.moved_bits >= UNMOVED and _is_near(last, threshold):
         found.append(_warm(last, beta * WIDEN))
     found += _cut(seen, threshold, FINE) if not bracketed(seen, threshold) else []
     found += _cut(seen, near_score(threshold), COARSE)
-    if not found and not last.cell.task and last.moved_bits > END * low.moved_bits and last.moved_bits >= UNMOVED:
+    end = max(UNMOVED, END * low.moved_bits) if low is not None else math.inf
+    if not found and not last.cell.task and last.moved_bits > end:
         found.append(_warm(last, beta * 4 * WIDEN))
     return list(dict.fromkeys(found))
 
 
-def _smaller(seen: Sequence[Seen], least: Seen | None, threshold: float) -> list[Cell]:
-    """What follows where no beta reached the threshold; least: the smallest of them."""
-    if least is None:
-        return []
+def _smaller(seen: Sequence[Seen], least: Seen, threshold: float) -> list[Cell]:
+    """The smaller beta that follows where none reached the threshold; least: the smallest of them."""
     beta = least.cell.beta or FIRST_BETA
     if _is_near(least, threshold):
         return [_warm(least, beta / WIDEN)]

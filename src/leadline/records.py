@@ -52,8 +52,8 @@ POINTS: dict[str, Any] = {
 
 OUTCOMES = {
     "reached": "the score reached the threshold",
-    "out of steps": "the solver used all its steps and the score stayed below the threshold",
-    "trained": "the solver used all its steps; a behaviour with a loss alone has no threshold to reach",
+    "out of steps": "the solver used all its steps, or had no loss left, and the score stayed below the threshold",
+    "trained": "the solver used all its steps, or had no loss left; a loss alone has no threshold to reach",
     "diverged": "the loss ended above the loss with nothing in the slot",
     "non-finite": "a loss or gradient was not a finite number, and the row stopped there",
 }
@@ -283,6 +283,8 @@ def sampled_cells(folder: Path) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for path in sorted(folder.glob("cells/*/samples.parquet")):
         record = path.with_name("record.json")
+        if not record.is_file():  # killed in between: it is written last
+            continue
         try:
             points = _read_told(record).get("points")
             key = points[0]["key"] if points else path.parent.name

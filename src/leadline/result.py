@@ -39,7 +39,7 @@ from leadline.information import (
 )
 from leadline.records import POINTS, points_are_whole, read_spec
 from leadline.sentences import distance_sentence, frontier_sentence
-from leadline.spec import DEFAULT_SIZES, SCALED, UserError
+from leadline.spec import DEFAULT_SIZES, SCALED, TEXTS, UserError
 
 __all__ = ["Bits", "Distance", "Frontier", "NoDistance", "Result"]
 
@@ -107,18 +107,23 @@ class Result:
     @property
     def families(self) -> tuple[str, ...]:
         """Families that were measured, the run's own first, then those without sizes where they have rows."""
-        asked = self.spec["spec"].get("family", [])
         found = self.points["family"].unique().sort().to_list()
-        named = [f for f in ([asked] if isinstance(asked, str) else list(asked)) if f in found]
+        named = [f for f in self.asked if f in found]
         ends = [f for f in SIZELESS if f in found]
         rest = [f for f in found if f not in named and f not in ends]
         return tuple(dict.fromkeys([*(f for f in named if f not in ends), *rest, *ends]))
 
     @property
+    def asked(self) -> tuple[str, ...]:
+        """The families that the run was asked for."""
+        names = self.spec["spec"].get("family", ())  # a single name in runs from before there were several
+        return (names,) if isinstance(names, str) else tuple(names)
+
+    @property
     def measurable(self) -> tuple[str, ...]:
         """The families that the run was asked for, without those that its model or behaviour cannot have."""
         left_out = self.spec.get("extra", {}).get("not_measured", {})
-        return tuple(family for family in self.spec["spec"]["family"] if family not in left_out)
+        return tuple(family for family in self.asked if family not in left_out)
 
     @property
     def curves(self) -> dict[str, Curve]:
@@ -198,9 +203,12 @@ class Result:
         distances = {family: self.distance(family=family) for family in self.families}
         weights = family_weights(self._pooled())
         found = {f: upper for f in weights if f in distances and (upper := distances[f].upper) is not None}
-        sampled = [family for family in found if found[family].estimator in SAMPLED]
-        for family in sorted(sampled, key=lambda f: (distances[f].promised + surprisal(weights[f]), f))[1:]:
-            del found[family]
+        # The first of them has its place whether its draws hit or not: the next one would be a second chance.
+        drawn = [f for f in weights if f in self.measurable and f not in TEXTS]
+        drawn += [f for f in found if found[f].estimator in SAMPLED and f not in drawn]
+        for family in sorted(drawn, key=lambda f: distances[f].promised if f in distances else math.inf)[1:]:
+            if family in found and found[family].estimator in SAMPLED:
+                del found[family]
         if not found:
             return Frontier(None, None, distances, "no family reaches the behaviour")
         price = {f: upper.value + surprisal(weights[f]) for f, upper in found.items()}
@@ -260,9 +268,8 @@ class Result:
         compared = self._compared(family, found, size)
         largest = max([bounds.size for bounds in sizes] or rows["size"].to_list(), default=None)
         reached = self.curve(family).capacity(self.threshold) if family != "prefill" else None
-        promised, flops = math.inf, 0.0
-        if found and found[0].row is not None:
-            promised, flops = found[0].order[0], float(found[0].row["flops"] or 0.0)
+        promised = min((bounds.order[0] for bounds in sizes), default=math.inf)
+        flops = float(found[0].row["flops"] or 0.0) if found and found[0].row is not None else 0.0
         told = {"reached": reached, "promised": promised, "flops": flops, **compared}
         distance = Distance(upper, lower, estimate, family, prior, size, **told)
         return replace(distance, sentence=distance_sentence(distance, largest, self.spec["spec"].get("seeds")))

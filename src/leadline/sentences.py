@@ -57,7 +57,7 @@ def difference_words(distance: Distance) -> str:
 
 def frontier_sentence(distances: Mapping[str, Distance], best: str, value: float) -> str:
     """What every family costs by itself, the chosen one first. value: bits of all of them together"""
-    parts = []
+    parts, least = [], min(d.upper.value for f, d in distances.items() if d.upper is not None and f != "best_of_n")
     for family, distance in distances.items():
         if distance.upper is None:
             parts.append(f"{family}: {distance.sentence}")
@@ -65,7 +65,8 @@ def frontier_sentence(distances: Mapping[str, Distance], best: str, value: float
             parts.append(f"best_of_n, {distance.sentence}")
         elif family == best:
             own, all_in = at_most(distance.upper.value), at_most(value)
-            parts.insert(0, f"cheapest is {family}, at most {own} bits ({all_in} with the choice among families)")
+            by = "" if distance.upper.value == least else " by validation draws"
+            parts.insert(0, f"cheapest{by} is {family}, at most {own} bits ({all_in} with the choice among families)")
         else:
             parts.append(f"{family}, at most {at_most(distance.upper.value)} bits by itself")
     return "; ".join(parts)

@@ -301,7 +301,7 @@ class Work:
         ]  # fmt: skip
         found: dict[str, Any] = {"confirmation": confirmed}
         if trials:
-            rate = max(right / tried for right, tried in trials if tried)
+            rate = max((right / tried for right, tried in trials if tried), default=0.0)
             ceiling = luck_ceiling(self.spec.items, self.spec.threshold, rate).value
             found |= {"prior_item_rate": rate, "luck_ceiling_bits": ceiling if math.isfinite(ceiling) else None}
         return found
@@ -313,11 +313,13 @@ class Work:
             found |= (self.run.cell(key) or {}).get("boards", {})
         return {"boards": found} if found else {}
 
+    def left_out(self) -> dict[str, Any]:
+        """What of the families that were asked for cannot be measured, and why."""
+        return {"not_measured": self._left_out} if self._left_out else {}
+
     def finish(self) -> Result:
         """Writes what belongs to the whole run, drops the checkpoints, and returns the result."""
-        extra = {**self.extra, **self._luck(), **self._boards()}
-        if self._left_out:
-            extra["not_measured"] = self._left_out
+        extra = {**self.extra, **self._luck(), **self._boards(), **self.left_out()}
         self.save_points()
         stored: dict[str, Any] = self.run.read_json("spec.json") or {}
         for control in stored["controls"]:
@@ -356,7 +358,9 @@ def open_work(
             run.abandon()
             raise
         if stored is None:
-            run.write_json("spec.json", {**wanted, "passed": passed, **_about(work), "extra": {}, "hash": work.hash})
+            run.write_json(
+                "spec.json", {**wanted, "passed": passed, **_about(work), "extra": work.left_out(), "hash": work.hash}
+            )
         run.event("opened", threads=torch.get_num_threads())
         yield work
     finally:

@@ -32,8 +32,8 @@ were made they need no Gaussian to fit S. IW weighs the draws of COND, and stand
 
 **Where the first says nothing.** SPLIT gives way to COND where one of its runs ended without mass, and a size whose
 draws never hit gives way to the next: a second chance, which the draws of the second do not know of. What is reported
-then fails with probability delta (1 + P(the first said nothing)) at most, and not delta. Splitting delta beforehand
-would charge every run for what few need.
+then fails with probability delta (1 + P_1 + P_1 P_2 + ...) at most, P_j the probability that the j-th said nothing, and
+not delta. Splitting delta beforehand would charge every run for what few need.
 """
 COMPUTED = {"PREFILL": "spelling it out", "TEXT": "texts that work", "CODE": "message, its size and step in it"}
 """Estimators that draw nothing, and what their bits were paid for."""
@@ -115,7 +115,8 @@ def _degrees(row: Row) -> float:
     """Degrees of freedom of a stored standard error: COND's own, of SPLIT one less than its runs, else the normal's."""
     if row["estimator"] == "COND" and row["p_draws"]:
         return float(degrees_of_freedom(row["p_hits"], row["p_draws"]))
-    return row["p_draws"] - 1.0 if row["estimator"] == "SPLIT" else math.inf
+    runs = row["p_hits"] is not None  # else of a run from before these rows told of their runs
+    return row["p_draws"] - 1.0 if row["estimator"] == "SPLIT" and runs else math.inf
 
 
 def upper_bits(row: Row, weight: float, prior: str) -> Bits:
@@ -135,7 +136,7 @@ def upper_bits(row: Row, weight: float, prior: str) -> Bits:
         paid = [("-log2 p", hit_part), (rest, value - hit_part - component)]
         if component:
             paid.append((COMPONENT, component))
-    elif name == "SPLIT":
+    elif name == "SPLIT" and hits is not None:
         paid = markov_ledger(value, draws)
     else:
         paid = [(COMPUTED.get(name, "-log2 p"), value)]

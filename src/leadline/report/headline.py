@@ -267,7 +267,10 @@ def _notes(result: Result, distance: Distance) -> list[str]:
         cost = frontier.distances[frontier.family].upper
         price = at_most(cost.value) if cost else NONE
         words = f"The cheapest way known is {name.get(frontier.family, frontier.family)}, at most {price} bits"
-        notes.append(f"{words}: it dominates the bound of {distance.family}." if distance.upper else f"{words}.")
+        if distance.upper is None:
+            notes.append(f"{words}.")
+        elif cost is not None and cost.value < distance.upper.value:
+            notes.append(f"{words}: it dominates the bound of {distance.family}.")
     return notes
 
 

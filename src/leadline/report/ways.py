@@ -107,7 +107,8 @@ def cheapest_words(result: Result) -> str:
     if frontier.family is None:
         return f"No way in was found: {', '.join(map(_said, open_ends))}."
     order = sorted(found, key=lambda family: (family != frontier.family, found[family], family))
-    words = f"The cheapest way in is {_said(order[0])}, at most {at_most(found[order[0]])} bits"
+    by = "" if found[order[0]] == min(found.values()) else " by validation draws"
+    words = f"The cheapest way in{by} is {_said(order[0])}, at most {at_most(found[order[0]])} bits"
     if order[1:]:
         words += "; " + ", ".join(f"{_said(family)} {at_most(found[family])}" for family in order[1:])
     return words + (f"; without a bound: {', '.join(map(_said, open_ends))}." if open_ends else ".")
