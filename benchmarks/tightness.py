@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import leadline
-from leadline import measurement
+from leadline import bound_stage
 from leadline.behaviour import Behaviour, Reply
 from leadline.model import FrozenModel
 from leadline.result import Result
@@ -72,7 +72,7 @@ def measured(name: str, case: Case, runs: Path, seeds: int) -> tuple[Result, Res
         common = {"seeds": seeds, "controls": 0, "items": 10, "draws": 256, "scale": "ci", "compute": "float32,eager,1"}
         return leadline.measure(case.model or "organism:tiny", case.behaviour, folder, **{**common, **case.fields})
 
-    with replaced(measurement, "refitted", lambda work, cell: []):
+    with replaced(bound_stage, "refitted", lambda work, cell: []):
         before = once()
     return before, once()
 

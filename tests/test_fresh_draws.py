@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import leadline
-from leadline import measurement, plan, work
+from leadline import bound_stage, plan, work
 from leadline.behaviour import Behaviour, Reply
 from leadline.engine import Context
 from leadline.items import from_json
@@ -81,24 +81,24 @@ def check(folder: Path, patch: pytest.MonkeyPatch) -> None:
 
 
 def on_validation_items(patch: pytest.MonkeyPatch) -> None:
-    drawn = measurement._drawn
+    drawn = bound_stage._drawn
     patch.setattr(
-        measurement, "_drawn", lambda work, key, cell, split, draws: drawn(work, key, cell, "validation", draws)
+        bound_stage, "_drawn", lambda work, key, cell, split, draws: drawn(work, key, cell, "validation", draws)
     )
 
 
 def on_the_draws_of_the_choice(patch: pytest.MonkeyPatch) -> None:
-    normal = measurement.normal
+    normal = bound_stage.normal
 
     def same(shape: tuple[int, ...], kind: str, *labels: object) -> torch.Tensor:
         return normal(shape, kind, labels[0]) if kind == "draws" else normal(shape, kind, *labels)
 
-    patch.setattr(measurement, "normal", same)
+    patch.setattr(bound_stage, "normal", same)
 
 
 def at_the_mean(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Variational, "draw", lambda self, parameters, noise: parameters["mean"].expand_as(noise))
-    patch.setattr(measurement, "refitted", lambda work, cell: [])  # it would trip over such draws before COND does
+    patch.setattr(bound_stage, "refitted", lambda work, cell: [])  # it would trip over such draws before COND does
 
 
 def test_a_bound_is_drawn_freshly_on_test_items(tmp_path, monkeypatch):

@@ -61,12 +61,10 @@ def test_a_q_that_has_the_behaviour_and_is_too_wide_is_narrowed():
 
 def test_candidates_hold_the_reached_cell_and_cheaper_ones_near_it():
     curve = [seen(0.01 * 2**n, score, 500.0 - 50 * n) for n, score in enumerate((1.0, 0.95, 0.8, 0.7, 0.6, 0.55, 0.1))]
-    found = [cell.beta for cell in candidates(curve, 0.9)]
-    assert found == pytest.approx([0.01 * 2**n for n in (5, 4, 2, 1)]), (
-        "from the cheapest near it up to the reached one"
-    )
-    assert [cell.beta for cell in candidates(curve[:2], 0.9)] == pytest.approx([0.02])
-    assert [cell.beta for cell in candidates(curve[2:4], 0.9)] == pytest.approx([0.08, 0.04]), "none reached"
+    found = [point.cell.beta for point in candidates(curve, 0.9)]
+    assert found == pytest.approx([0.01 * 2**n for n in (5, 4, 3, 1)]), "the cheapest near it, and the reached one"
+    assert [point.cell.beta for point in candidates(curve[:2], 0.9)] == pytest.approx([0.02])
+    assert [point.cell.beta for point in candidates(curve[2:4], 0.9)] == pytest.approx([0.08, 0.04]), "none reached"
     assert candidates(curve[6:], 0.9) == []
     assert candidates([seen(0.01, 0.0, 9.0)], 0.3) == [], "a low threshold does not make a cell that never hits near"
 

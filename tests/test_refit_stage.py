@@ -12,7 +12,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 import leadline
-from leadline import measurement, plan, refit_stage
+from leadline import bound_stage, plan, refit_stage
 from leadline.behaviour import Behaviour
 from leadline.model import FrozenModel, load
 from leadline.refit import ROUNDS
@@ -43,7 +43,7 @@ def cond_row(result: Result) -> dict[str, Any]:
 
 def trained_alone(monkeypatch: pytest.MonkeyPatch, run: Any) -> Result:
     with monkeypatch.context() as patch:
-        patch.setattr(measurement, "refitted", lambda work, cell: [])
+        patch.setattr(bound_stage, "refitted", lambda work, cell: [])
         return run()
 
 

@@ -7,7 +7,6 @@ draws. Every cell is written as it is finished and points.parquet is cut from th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,9 +20,10 @@ from leadline import behaviour as behaviours
 from leadline import rows
 from leadline.behaviour import Behaviour
 from leadline.blind import blind_draws
+from leadline.bound_stage import certify
 from leadline.checkpoint import Checkpoint
 from leadline.code_stage import write_codes
-from leadline.evaluation import in_s, score_latents, score_null
+from leadline.evaluation import score_latents, score_null
 from leadline.few_shot import few_shot
 from leadline.interventions.base import edit
 from leadline.mixture_stage import anchors
@@ -38,7 +38,6 @@ from leadline.plan import (
     best_restart,
     best_restarts,
     bracketed,
-    candidates,
     first_cells,
     gradient_cells,
     loss_cells,
@@ -49,7 +48,6 @@ from leadline.probe import recorded
 from leadline.progress import Reporter
 from leadline.prompt_edits import prompt_edits, unedited
 from leadline.records import default_folder, digest, stored_spec
-from leadline.refit_stage import refitted
 from leadline.result import Result
 from leadline.reward_stage import judge_replies, reward_loss, rewarded_starts, scorer_of
 from leadline.scorers import Scorer
@@ -61,8 +59,6 @@ from leadline.text_stage import text_prompts
 from leadline.work import Work, open_work
 
 SAMPLES = 8  # test items whose replies are kept for people to read
-DRAWN_SAMPLES = 4  # validation items, each under a draw of its own, whose replies are kept of a cell with a beta
-CONFIRM_DRAWS = 32
 T = TypeVar("T")
 
 
@@ -245,8 +241,7 @@ def minibatch(pool: Sequence[T], line: Row, step: int) -> list[T]:
 
 
 def _write_trained(work: Work, cell: Cell, line: Row, state: State, index: int, seconds: float) -> None:
-    """Scores a trained cell on validation items (a gradient cell on training items too) and stores it, with a few
-    replies of a cell that is drawn from."""
+    """Scores a trained cell on validation items (a gradient cell on training items too) and stores it."""
     task, parameters, done = work.task(cell.task), state.parameters[index], state.steps_of(index)
     nothing = torch.zeros(1, *line.intervention.shape, device=work.model.device)
     change = edit([line.intervention], [nothing], [task.contexts("train")[0].conditions])
@@ -254,7 +249,7 @@ def _write_trained(work: Work, cell: Cell, line: Row, state: State, index: int, 
     flops = work.flops(task, (done + aimed) * line.draws, change=change)
     made = rows.Made(done, state.lost[index] >= 0, seconds, flops)
     draws = 1 if cell.beta is None else BUDGETS[work.spec.scale].curve_draws
-    found, samples = [], None
+    found = []
     for split in ("validation",) if cell.beta is not None else ("train", "validation"):
         contexts = task.contexts(split)[: work.spec.items]
         noise = normal((draws * len(contexts), *line.intervention.shape), "curve", cell.label, split)
@@ -264,61 +259,7 @@ def _write_trained(work: Work, cell: Cell, line: Row, state: State, index: int, 
         null = work.size_0_costs(cell.task, cell.family, split)
         about = work.about(cell)
         found.append(rows.curve_point(about, work.tau, split, bits, margins, null, parameters, made))
-        if cell.beta is not None:
-            samples = work.samples(cell.task, split, DRAWN_SAMPLES, line.intervention, latents)
     if not cell.task and work.tau is not None:
         work.reporter.scored(found[-1]["score"])
     arrays = {name: value.cpu().numpy() for name, value in parameters.items()}
-    work.write(work.cell_key(cell), {"cell": asdict(cell), "points": found}, arrays, samples)
-
-
-def certify(work: Work, cells: Sequence[Cell]) -> None:
-    """Chooses each curve's cell, the best one's refit among them, by draws on validation items, then certifies it by
-    fresh draws on test items."""
-    for curve in dict.fromkeys(cell.curve for cell in cells):
-        seen = [work.seen(cell) for cell in cells if cell.curve == curve]
-        found = candidates(seen, work.spec.threshold)
-        if not found:
-            continue
-        promises = [_promised(work, cell) for cell in found]
-        if min(promises) < math.inf:
-            found += refitted(work, found[promises.index(min(promises))])
-            promises += [_promised(work, cell) for cell in found[len(promises) :]]
-        best = found[promises.index(min(promises))]
-        work.choose(best)
-        key = work.key("bound", work.cell_key(best))
-        if work.done(key):
-            continue
-        margins, latents = _drawn(work, key, best, "test", work.spec.draws)
-        points, arrays = rows.bound_points(
-            work.about(best) | {"flops": work.spent(best)}, work.spec.threshold, margins, work.trained(best.label),
-            latents,
-        )  # fmt: skip
-        record: dict[str, Any] = {"points": points}
-        if not best.task:  # whether hits carry over to a second split is asked of the behaviour
-            chosen = latents[in_s(margins, work.spec.threshold)][:CONFIRM_DRAWS]
-            title = f"confirmation of {best.label}"
-            again = work.scored(key, title, best.task, "confirm", work.intervention(best), chosen)
-            counts = {"hits": int(in_s(again, work.spec.threshold).sum()), "draws": len(chosen)}
-            record["confirmation"] = {"/".join(map(str, curve)): counts}
-        work.write(key, record, arrays)
-
-
-def _promised(work: Work, cell: Cell) -> float:
-    """What a cell promises in bits by draws on validation items (`rows.promise`)."""
-    key = work.key("choice", work.cell_key(cell))
-    if not work.done(key):
-        margins, latents = _drawn(work, key, cell, "validation", BUDGETS[work.spec.scale].choice_draws)
-        trained = work.trained(cell.label)
-        about, draws = work.about(cell), work.spec.draws
-        point = rows.choice_point(about, work.spec.threshold, margins, trained, latents, draws)
-        work.write(key, {"points": [point]})
-    return rows.promise((work.run.cell(key) or {})["points"][0])
-
-
-def _drawn(work: Work, key: str, cell: Cell, split: str, draws: int) -> tuple[Tensor, Tensor]:
-    """(draws, items) margins and (draws, *shape) latents of fresh draws of a trained q."""
-    intervention = work.intervention(cell)
-    noise = normal((draws, *intervention.shape), "draws", cell.label, split).to(work.model.device)
-    latents = solver_for(cell.beta, cell.first_beta).draw(work.trained(cell.label), noise)
-    return work.scored(key, f"{split} draws of {cell.label}", cell.task, split, intervention, latents), latents
+    work.write(work.cell_key(cell), {"cell": asdict(cell), "points": found}, arrays)

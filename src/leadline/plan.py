@@ -262,19 +262,17 @@ def _is_near(point: Seen, threshold: float) -> bool:
     return point.score >= near_score(threshold)
 
 
-def candidates(seen: Sequence[Seen], threshold: float) -> list[Cell]:
-    """The cells of one curve worth drawing from on validation items, cheapest first: of all that come near the
-    threshold, from the one with the smallest KL up to the one that `bracket` calls reached (else the highest score),
-    a few at even steps. Where items hang together a q that hits a draw in ten is the tightest; where they do not, only
-    one that reaches the threshold hits at all. Which it is, the draws tell."""
+def candidates(seen: Sequence[Seen], threshold: float) -> list[Seen]:
+    """The cells of one curve worth drawing from on validation items: of all that come near the threshold the few with
+    the smallest KL, the smallest first, and last the one that `bracket` calls reached (else the highest score). Where
+    items hang together a q that hits a draw in ten is the tightest; where they do not, only one that reaches the
+    threshold hits at all. Which it is, the draws tell."""
     near = [s for s in seen if _is_near(s, threshold)]
     if not near:
         return []
     low = bracket(best_restarts(seen), threshold)[0] or max(near, key=lambda s: (s.score, -s.kl_bits))
     order = [*sorted((s for s in near if s.kl_bits < low.kl_bits), key=lambda s: s.kl_bits), low]
-    last = len(order) - 1
-    places = {round(last * step / (CANDIDATES - 1)) for step in range(CANDIDATES)}
-    return [order[place].cell for place in sorted(places)]
+    return [*order[: CANDIDATES - 1], *order[CANDIDATES - 1 :][-1:]]
 
 
 def loss_cells(seen: Sequence[Seen], rounds: int) -> list[Cell]:
