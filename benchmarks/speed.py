@@ -23,249 +23,28 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import platform
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
-import transformers
-
-from leadline import behaviour as behaviours
-from leadline import floor
-from leadline.costs import wait_for
-from leadline.engine import Context, Engine, shared_prefix
-from leadline.evaluation import score_latents
-from leadline.interventions import make
-from leadline.interventions.base import Intervention, edit
-from leadline.items import prepare
-from leadline.measurement import minibatch
-from leadline.model import FrozenModel, load
-from leadline.objective import Objective
-from leadline.plan import BUDGETS, Cell, batches
-from leadline.priors import Priors
-from leadline.solvers import POINT_RATE
-from leadline.solvers.base import Row, State, begin, train
-from leadline.solvers.gradient import Gradient
-from leadline.spec import RunSpec
+from loops import SEEDS, Job
 
 RATES = (0.03, 0.3)  # that the other loops may choose from, at the smallest size
-SEEDS = 3
-
-
-@dataclass(frozen=True)
-class Job:
-    """What one process is asked for.
-
-    items:  file of the contexts, by task and split, as the process "items" writes it. A loop that is not leadline's own
-            must not have leadline's model in its memory
-    loop:   "leadline", "peft" or "unfrozen";  dtype: of the loops that do not choose one
-    what:   "items", "step", "run" or "curve";  sizes: soft tokens, one for a step or a run
-    every:  steps between two looks at the held-out loss;  goal: held-out loss, bits a reply, at which it is done
-    """
-
-    loop: str
-    what: str
-    model: str
-    behaviour: str
-    sizes: tuple[int, ...]
-    steps: int
-    rows: int
-    every: int = 10
-    dtype: str = "float32"
-    rate: float = 0.3
-    goal: float = 0.0
-    items: str = ""
-
-
-# ---- one process ----------------------------------------------------------------------------------------------------
-
-
-def answer(job: Job) -> dict[str, Any]:
-    """Runs one job here."""
-    warnings.filterwarnings("ignore")
-    if job.what == "items":
-        return _items(job)
-    told = json.loads(Path(job.items).read_text())
-    data, control = (
-        {split: [Context(*map(tuple, context)) for context in contexts] for split, contexts in task.items()}
-        for task in told["tasks"]
-    )
-    if job.loop == "leadline":
-        model = load(job.model)
-        torch.set_num_threads(model.compute.threads)
-        found = _curve(model, job, data, control) if job.what == "curve" else _leadline(model, job, data)
-        found["compute"] = model.compute.why
-    else:
-        found = _theirs(told["source"], job, data)
-    return {**found, "peak_gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}
-
-
-def _items(job: Job) -> dict[str, Any]:
-    """Writes the contexts of the behaviour and of one control, and where the weights lie."""
-    model = load(job.model)
-    tasks = prepare(model, behaviours.load(job.behaviour), RunSpec(controls=1))
-    told = [
-        {split: [[c.before, c.after, c.target] for c in task.contexts(split)] for split in ("train", "validation")}
-        for task in tasks
-    ]
-    Path(job.items).write_text(json.dumps({"source": model.source, "tasks": told}))
-    return {}
-
-
-def _leadline(model: FrozenModel, job: Job, data: dict[str, list[Context]]) -> dict[str, Any]:
-    """One soft prompt by leadline's own loop."""
-    line = _row(model, job, job.sizes[0], 0)
-    steps, curves = _trained(model, job, [line], [data])
-    engine = Engine(model, shared_prefix(data["train"]))
-    latents = torch.zeros(job.rows, *line.intervention.shape)
-    batch = minibatch(data["train"], line, 0)
-    least = floor.step_flops(engine, batch, edit([line.intervention], [latents])) / floor.product_rate(model)
-    return {"step_seconds": steps, "curve": curves[0], "floor_seconds": least}
-
-
-def _row(model: FrozenModel, job: Job, size: int, seed: int) -> Row:
-    # Rows end by the goal here, and not where they would settle.
-    return Row(f"{size} {seed}", make("soft_prompt", size, Priors(model)), Gradient(POINT_RATE), seed, job.rows)
-
-
-def _trained(
-    model: FrozenModel, job: Job, lines: Sequence[Row], data: Sequence[dict[str, list[Context]]]
-) -> tuple[list[float], list[list[tuple[float, float]]]]:
-    """Seconds of each step of one batch of rows, and (seconds so far, held-out loss) of each row now and then. It ends
-    when all rows have a held-out loss of at most the goal."""
-    everything = [context for one in data for split in one.values() for context in split]
-    objective = Objective(Engine(model, shared_prefix(everything)))
-    steps: list[float] = []
-    curves: list[list[tuple[float, float]]] = [[] for _ in lines]
-    clock = [time.perf_counter()]
-
-    def loss(step: int, latents: list[torch.Tensor]) -> torch.Tensor:
-        contexts = [c for line, one in zip(lines, data, strict=True) for c in minibatch(one["train"], line, step)]
-        change = edit([line.intervention for line in lines], latents)
-        return objective.bits(contexts, change).view(len(lines), -1).mean(1)
-
-    def after(state: State) -> None:
-        wait_for(model.device)
-        steps.append(time.perf_counter() - clock[0])
-        if job.what != "step" and (state.step % job.every == 0 or state.step == job.steps):
-            for row, line in enumerate(lines):
-                curves[row].append((sum(steps), _held_out(objective, data[row], line.intervention, state, row)))
-            if all(curve[-1][1] <= job.goal for curve in curves):
-                raise StopIteration
-        clock[0] = time.perf_counter()
-
-    with suppress(StopIteration):
-        train(lines, loss, job.steps, begin(lines, [None] * len(lines), model.device), after)
-    return steps, curves
-
-
-def _held_out(
-    objective: Objective, data: dict[str, list[Context]], intervention: Intervention, state: State, row: int
-) -> float:
-    mean, held_out = state.parameters[row]["mean"].detach(), data["validation"]
-    bits, _ = score_latents(objective, held_out, intervention, mean.expand(len(held_out), *intervention.shape))
-    return float(bits.mean())
-
-
-def _curve(
-    model: FrozenModel, job: Job, data: dict[str, list[Context]], control: dict[str, list[Context]]
-) -> dict[str, Any]:
-    """All sizes and restarts and the control, in the batches of leadline's plan."""
-    cells = [Cell("", "soft_prompt", size, seed, None) for size in job.sizes for seed in range(SEEDS)]
-    cells += [Cell("control", "soft_prompt", job.sizes[0], seed, None) for seed in range(SEEDS)]
-    found, seconds = [], 0.0
-    for part in batches(cells, BUDGETS["default"]):
-        lines = [_row(model, job, cell.size, cell.seed) for cell in part]
-        steps, curves = _trained(model, job, lines, [control if cell.task else data for cell in part])
-        seconds += sum(steps)
-        for cell, curve in zip(part, curves, strict=True):
-            found.append({"size": cell.size, "seed": cell.seed, "task": cell.task, "held_out_bits": curve[-1][1],
-                          "reached": curve[-1][1] <= job.goal})  # fmt: skip
-    return {"seconds": seconds, "rows": found}
-
-
-def _theirs(source: str, job: Job, data: dict[str, list[Context]]) -> dict[str, Any]:
-    """One soft prompt by PEFT's documented loop, or by the plain one."""
-    torch.manual_seed(0)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, job.dtype)).to(device)
-    if job.loop == "peft":
-        config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=job.sizes[0])
-        tuned = peft.get_peft_model(network, config)
-        optimiser = torch.optim.AdamW((p for p in tuned.parameters() if p.requires_grad), lr=job.rate)
-
-        def loss_of(part: list[Context]) -> torch.Tensor:
-            return tuned(**_padded(part, device)).loss
-    else:
-        table = network.get_input_embeddings()
-        first = torch.randint(len(table.weight), (job.sizes[0],)).to(device)
-        prompt = torch.nn.Parameter(table.weight[first].detach().float().clone())
-        optimiser = torch.optim.AdamW([prompt], lr=job.rate)
-
-        def loss_of(part: list[Context]) -> torch.Tensor:
-            batch, shape = _padded(part, device), (len(part), len(prompt))
-            embeds = torch.cat([prompt.to(network.dtype).expand(len(part), -1, -1), table(batch["input_ids"])], 1)
-            mask = torch.cat([torch.ones(shape, dtype=torch.long, device=device), batch["attention_mask"]], 1)
-            labels = torch.cat([torch.full(shape, -100, device=device), batch["labels"]], 1)
-            return network(inputs_embeds=embeds, attention_mask=mask, labels=labels).loss
-
-    return _their_loop(job, data, loss_of, optimiser, device)
-
-
-def _their_loop(
-    job: Job, data: dict[str, list[Context]], loss_of: Callable[[list[Context]], torch.Tensor], optimiser: Any,
-    device: torch.device,
-) -> dict[str, Any]:  # fmt: skip
-    pool, held_out = data["train"], data["validation"]
-    nats_of = sum(len(context.target) for context in held_out) / len(held_out)
-    steps, curve = [], []
-    for step in range(job.steps):
-        began = time.perf_counter()
-        loss_of([pool[(step * job.rows + place) % len(pool)] for place in range(job.rows)]).backward()
-        optimiser.step()
-        optimiser.zero_grad()
-        wait_for(device)
-        steps.append(time.perf_counter() - began)
-        if job.what == "run" and ((step + 1) % job.every == 0 or step + 1 == job.steps):
-            with torch.no_grad():
-                curve.append((sum(steps), float(loss_of(held_out)) * nats_of / math.log(2)))
-    return {"step_seconds": steps, "curve": curve}
-
-
-def _padded(contexts: Sequence[Context], device: torch.device) -> dict[str, torch.Tensor]:
-    """Token ids, mask and labels of whole sequences, padded on the right; labels count the target alone."""
-    lines = [(*c.before, *c.after, *c.target) for c in contexts]
-    width = max(map(len, lines))
-    labels = torch.full((len(lines), width), -100)
-    for row, (context, line) in enumerate(zip(contexts, lines, strict=True)):
-        labels[row, len(line) - len(context.target) : len(line)] = torch.tensor(context.target)
-    found = {
-        "input_ids": torch.tensor([[*line, *([0] * (width - len(line)))] for line in lines]),
-        "attention_mask": torch.tensor([[1] * len(line) + [0] * (width - len(line)) for line in lines]),
-        "labels": labels,
-    }
-    return {name: value.to(device) for name, value in found.items()}
-
-
-# ---- all of them ----------------------------------------------------------------------------------------------------
 
 
 def ask(job: Job) -> dict[str, Any]:
     """The answer of a process of its own."""
     began = time.perf_counter()
-    command = [sys.executable, __file__, "--job", json.dumps(asdict(job))]
+    command = [sys.executable, str(Path(__file__).with_name("loops.py")), json.dumps(asdict(job))]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     print(f"  {job.loop} {job.what}, {job.sizes} tokens, {job.dtype}: {time.perf_counter() - began:.0f} s", flush=True)
@@ -392,13 +171,8 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=10, help="steps between two looks at the held-out loss")
     parser.add_argument("--timed", type=int, default=8, help="steps that are timed, the first two left out")
     parser.add_argument("--repeats", type=int, default=3, help="processes of each loop that are timed")
-    parser.add_argument("--job", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    if args.job:
-        told = json.loads(args.job)
-        print(json.dumps(answer(Job(**{**told, "sizes": tuple(told["sizes"])}))))
-        return
     found = measured(args)
     found["arguments"] = {name: str(value) for name, value in vars(args).items()}
     found["machine"] = {"processor": platform.machine(), "threads": torch.get_num_threads(),
