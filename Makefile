@@ -29,11 +29,11 @@ help:
 	@echo "Nothing is installed outside .venv; nothing is installed twice."
 
 demo: .venv/.installed weights
-	$(say) 'Measuring how far a reply lies from SmolLM2. About 20 minutes on two cores; Ctrl-C is safe, and the same command continues.'
+	$(say) 'Measuring how far a reply lies from SmolLM2. About 21 minutes on two cores; Ctrl-C is safe, and the same command continues.'
 	@.venv/bin/leadline measure
 
 test: .venv/.development weights lint
-	$(say) 'Tests: about 12 minutes on two cores, a file at a time on each.'
+	$(say) 'Tests: about 13 minutes on two cores, a file at a time on each.'
 	@.venv/bin/python -m pytest --cov -n 2 --dist loadfile
 
 lint: .venv/.development

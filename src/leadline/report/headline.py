@@ -208,8 +208,8 @@ def _notes(result: Result, distance: Distance) -> list[str]:
     curve = f"/{distance.family}/{distance.size}"
     if distance.upper is not None and result.spec.get("extra", {}).get("bracketed", {}).get(curve) is False:
         notes.append(
-            "The threshold was not bracketed within 5%: no distribution was found that just reaches it, and the upper "
-            "bound may stand on one that is farther than need be."
+            "The threshold was not bracketed within 5%: no distribution was found that just reaches it. The upper "
+            "bound stands on draws and holds all the same; a better search may lower it."
         )
     short = distance.reached is None or distance.reached > (distance.size or 0)
     if distance.upper is not None and distance.family in UNITS and short:
