@@ -141,7 +141,7 @@ def report(found: dict[str, Any], say: Callable[[str], None] = print) -> None:
     ours = found["leadline"]
     ends = list(ours["step"])
     heads = [f"s/step, {size} tokens" for size in ends] + [f"s to {found['goals'][s]:.2g} bits, {s}" for s in ends]
-    say(f"{'loop':<18}" + "".join(f"{head:>26}" for head in [*heads, "s, whole curve", "GB at most"]))
+    say(f"{'loop':<18}" + "".join(f"{head:>34}" for head in [*heads, "s, whole curve", "GB at most"]))
     for name, loop in found.items():
         if not isinstance(loop, dict) or "step" not in loop:
             continue
@@ -152,7 +152,7 @@ def report(found: dict[str, Any], say: Callable[[str], None] = print) -> None:
         least = "at least " * loop["curve"].get("at_least", False)
         cells[-1] = f"{least}{cells[-1]}" + " extrap." * loop["curve"].get("extrapolated", False)
         cells += [f"{max(step['peak_gigabytes'] for step in loop['step'].values()):.2f}"]
-        say(f"{name:<18}" + "".join(f"{cell:>26}" for cell in cells))
+        say(f"{name:<18}" + "".join(f"{cell:>34}" for cell in cells))
     for size in ends:
         times = ours["step"][size]["times_the_floor"]
         say(f"leadline, {size} tokens: {times['median']:.2f} times the floor "
