@@ -31,9 +31,9 @@ def checks() -> Iterator[Check]:
         ("transformers", lambda: version("transformers")),
         ("cache", _cache),
         ("smollm2", _smollm2),
+        ("speed", _speed),  # before a tiny model is loaded, which leaves torch with one thread
         ("engine", _engine),
         ("figures", _figures),
-        ("speed", _speed),
     ):
         yield _run(name, look)
 
