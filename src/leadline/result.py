@@ -210,7 +210,7 @@ class Result:
             if family in found and found[family].estimator in SAMPLED:
                 del found[family]
         if not found:
-            return Frontier(None, None, distances, "no family reaches the behaviour")
+            return Frontier(None, None, distances, frontier_sentence(distances, None, math.inf))
         price = {f: upper.value + surprisal(weights[f]) for f, upper in found.items()}
         best = min(price, key=lambda f: (price[f], f))
         value = mixture_bits(price.values())

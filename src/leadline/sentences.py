@@ -55,9 +55,16 @@ def difference_words(distance: Distance) -> str:
     return f"about {words} bits {'nearer' if excess.value > 0.0 else 'farther'} than {whom} by the same bound"
 
 
-def frontier_sentence(distances: Mapping[str, Distance], best: str, value: float) -> str:
-    """What every family costs by itself, the chosen one first. value: bits of all of them together"""
-    parts, least = [], min(d.upper.value for f, d in distances.items() if d.upper is not None and f != "best_of_n")
+UNCHOSEN = "no bound of all together, since no draw of the family that validation draws chose hit"
+
+
+def frontier_sentence(distances: Mapping[str, Distance], best: str | None, value: float) -> str:
+    """What every family costs by itself, the chosen one first; best: None where there is none. value: bits of all of
+    them together"""
+    bounds = [d.upper.value for family, d in distances.items() if d.upper is not None and family != "best_of_n"]
+    if not bounds:
+        return "no family reaches the behaviour"
+    parts, least = [UNCHOSEN] if best is None else [], min(bounds)
     for family, distance in distances.items():
         if distance.upper is None:
             parts.append(f"{family}: {distance.sentence}")

@@ -211,5 +211,5 @@ def cost_words(points: pl.DataFrame) -> str:
     trained = points.filter(estimator="").group_by("key")
     cells = trained.agg(pl.col("flops").max(), pl.col("wall_seconds").max(), pl.col("steps").max())
     flops, seconds, steps = (float(cells[name].sum() or 0) for name in ("flops", "wall_seconds", "steps"))
-    spent = f"{power(flops)} floating point operations, {seconds:.0f} s of training"
+    spent = f"{power(flops) if flops else 0} floating point operations, {seconds:.0f} s of training"
     return f"{len(cells)} cells, {steps:.0f} optimiser steps, {spent}"

@@ -16,6 +16,7 @@ from leadline.report.headline import behaviour_label
 from leadline.report.rendering import MARK, SERIES
 from leadline.report.words import about, plain, size_words
 from leadline.result import NoDistance, Result
+from leadline.sentences import UNCHOSEN
 
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
 WIDE, NARROW = (820, 320), (300, 260)
@@ -104,8 +105,11 @@ def cheapest_words(result: Result) -> str:
     distances = {family: d for family, d in frontier.distances.items() if family != "best_of_n"}
     found = {family: d.upper.value for family, d in distances.items() if d.upper is not None}
     open_ends = [family for family, d in distances.items() if d.upper is None and family != "null"]
-    if frontier.family is None:
+    if not found:
         return f"No way in was found: {', '.join(map(_said, open_ends))}."
+    if frontier.family is None:
+        alone = ", ".join(f"{_said(family)} {at_most(bits)}" for family, bits in found.items())
+        return f"{UNCHOSEN[0].upper()}{UNCHOSEN[1:]}; by themselves at most, bits: {alone}."
     order = sorted(found, key=lambda family: (family != frontier.family, found[family], family))
     by = "" if found[order[0]] == min(found.values()) else " by validation draws"
     words = f"The cheapest way in{by} is {_said(order[0])}, at most {at_most(found[order[0]])} bits"
