@@ -45,7 +45,7 @@ class Budget:
 
 BUDGETS: dict[Scale, Budget] = {
     "ci": Budget(120, 150, 40, 6, 8, 2, 16, 512, 40, 2, 4, 40),
-    "default": Budget(100, 100, 40, 8, 16, 2, 32, 64),
+    "default": Budget(100, 100, 40, 8, 8, 2, 32, 64),
     "full": Budget(400, 600, 240, 12, 32, 4, 64, 64, 150, 5, 8, 300),
 }
 
