@@ -14,6 +14,7 @@ from typing import Literal
 from rich.console import Console, JustifyMethod
 from rich.text import Text
 
+from leadline.agreement import agreements
 from leadline.gate import Verdict
 from leadline.information import at_least, at_most
 from leadline.report.columns import dots, print_table
@@ -27,6 +28,9 @@ BOUNDS: dict[str, JustifyMethod] = {
 }  # fmt: skip
 BESIDE: dict[str, JustifyMethod] = {
     "behaviour": "left", "Delta": "right", "95%": "left", "rank": "right", "cheapest": "left", "at most": "right",
+}  # fmt: skip
+AGREEING: dict[str, JustifyMethod] = {
+    "prior": "left", "and prior": "left", "rho": "right", "p": "right", "behaviours": "right",
 }  # fmt: skip
 
 
@@ -44,8 +48,8 @@ class Scored:
 
 
 def print_card(rows: Sequence[Scored], console: Console, gate_bits: float | None = None) -> None:
-    """Print the card: for each model the bounds, what they are beside controls and other ways in, and what is to be
-    said of single rows."""
+    """Print the card: for each model the bounds, what they are beside controls and other ways in, whether priors agree
+    on the order, and what is to be said of single rows."""
     for model in dict.fromkeys(row.model for row in rows):
         mine = [row for row in rows if row.model == model]
         columns = BOUNDS if gate_bits is not None else {name: side for name, side in BOUNDS.items() if name != "gate"}
@@ -57,6 +61,13 @@ def print_card(rows: Sequence[Scored], console: Console, gate_bits: float | None
                 "cheapest: the family with the least bound, and all families together, their choice paid.",
             ]
             print_table(console, f"{model}: beside controls and other ways in, bits", BESIDE, beside, lines)
+        if alike := agreements([row.result for row in mine if row.result is not None]):
+            ranked = [(a.first, a.second, f"{a.rho:.2f}", f"{a.p:.2g}", str(a.behaviours)) for a in alike]
+            lines = [
+                "Spearman's rho of the upper bounds; p: share of all orders that agree at least as well.",
+                "Where two priors disagree, what is near and what is far depends on the prior.",
+            ]
+            print_table(console, f"{model}: ranks under two priors", AGREEING, ranked, lines)
     said = [(row, words) for row in rows if (words := _words(row, gate_bits))]
     if said:
         console.print()
