@@ -65,6 +65,18 @@ def test_divergence_and_density_of_a_squeezed_q_are_those_of_its_covariance():
     torch.testing.assert_close(torch.cov(many.T), covariance(parameters), rtol=0.1, atol=0.05)
 
 
+def test_a_step_that_shares_its_basis_has_the_gradient_of_one_that_does_not():
+    solver, noise = Variational(0.1, 0.4, 0.0, 0.0), torch.randn(5, 12, dtype=torch.float64)
+    found = []
+    for share in (True, False):
+        leaf = {name: value.requires_grad_() for name, value in squeezed(12, 3, 0.7).items()}
+        ready = solver.prepared(leaf) if share else leaf
+        (solver.draw(ready, noise).square().sum() + solver.penalty_bits(ready, 0.5)).backward()
+        found.append({name: value.grad for name, value in leaf.items()})
+        assert set(leaf) == {"mean", "log_scale", "directions", "log_squeeze"}  # what is stored and stepped
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-12)
+
+
 def test_a_narrow_direction_that_is_no_axis_costs_one_coordinate_and_not_all():
     """A loss that minds one diagonal direction of 64: independent coordinates all become narrow, a squeeze one."""
     direction = torch.ones(64) / 8.0

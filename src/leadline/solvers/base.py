@@ -37,6 +37,10 @@ class Solver(ABC):
     def start(self, intervention: Intervention, seed: int) -> Parameters:
         """Parameters before the first step."""
 
+    def prepared(self, parameters: Parameters) -> Parameters:
+        """The parameters and, under names of its own, what `draw` and `penalty_bits` of one step both need."""
+        return parameters
+
     @abstractmethod
     def draw(self, parameters: Parameters, noise: Tensor) -> Tensor:
         """(draws, *shape) latents from (draws, *shape) standard normal noise."""
@@ -117,10 +121,11 @@ def train(
     leaves = [{name: value.requires_grad_() for name, value in row.items()} for row in state.parameters]
     while state.step < steps and (running := [row for row in range(len(rows)) if state.settled[row] < 0]):
         progress = state.step / max(1, steps - 1)
-        latents = [_draws(row, leaf, state, index) for index, (row, leaf) in enumerate(zip(rows, leaves, strict=True))]
+        ready = [row.solver.prepared(leaf) for row, leaf in zip(rows, leaves, strict=True)]
+        latents = [_draws(row, leaf, state, index) for index, (row, leaf) in enumerate(zip(rows, ready, strict=True))]
         losses = loss(state.step, latents)
         total = losses[running] + torch.stack(
-            [rows[index].solver.penalty_bits(leaves[index], progress) for index in running]
+            [rows[index].solver.penalty_bits(ready[index], progress) for index in running]
         )
         alive = torch.isfinite(total)
         torch.where(alive, total, torch.zeros_like(total)).sum().backward()  # type: ignore[no-untyped-call]

@@ -56,6 +56,9 @@ class Variational(Solver):
             found["log_squeeze"] = torch.full((count,), math.log(FIRST_SQUEEZE))
         return found
 
+    def prepared(self, parameters: Parameters) -> Parameters:
+        return {**parameters, "basis": _basis(parameters)} if "directions" in parameters else parameters
+
     def draw(self, parameters: Parameters, noise: Tensor) -> Tensor:
         if "directions" in parameters:
             basis, flat = _basis(parameters), noise.flatten(1)
@@ -126,5 +129,6 @@ def kl_parts_bits(parameters: Parameters) -> tuple[Tensor, Tensor]:
 
 def _basis(parameters: Parameters) -> Tensor:
     """(dimensions, r) orthonormal columns that span the trained directions, in order."""
-    basis: Tensor = torch.linalg.qr(parameters["directions"].T).Q
-    return basis
+    ready = parameters.get("basis")
+    found: Tensor = torch.linalg.qr(parameters["directions"].T).Q if ready is None else ready
+    return found
