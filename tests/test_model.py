@@ -13,7 +13,7 @@ import torch
 import transformers
 
 import leadline
-from commands import save
+from commands import FEW, save
 from leadline import plan, smollm2
 from leadline.behaviour import Behaviour, Reply
 from leadline.model import FrozenModel, load
@@ -168,6 +168,58 @@ def test_with_compute_is_the_same_model_in_another_dtype(folder):
     assert low.network.config._attn_implementation == "sdpa"
     assert low.weight_hash != model.weight_hash
     assert low.with_compute(FLOAT32).weight_hash == model.weight_hash, "nothing was rounded on the way"
+
+
+# Wrapped: loaded by somebody else
+
+WORD = {"sizes": (1,), "controls": 0, "items": 4, "draws": 64, "prior_draws": 8, "scale": "ci"}
+
+
+def word() -> Behaviour:
+    contexts = tuple(f"w{i} w{j}" for i in range(6) for j in range(6))
+    return Behaviour(name="word", contexts=contexts, reply=Reply(text="w3"))
+
+
+def test_a_model_that_is_loaded_already_measures_as_its_folder_does_and_continues(folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(plan.BUDGETS, "ci", FEW)
+    network = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").train()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = FrozenModel.wrap(network, tokenizer)
+    assert model.name == str(folder)
+    assert not any(p.requires_grad for p in network.parameters())
+    assert not network.training
+    said = leadline.measure(model, word(), tmp_path / "wrapped", **WORD)
+    from_folder = leadline.measure(load(str(folder), FLOAT32), word(), tmp_path / "folder", **WORD)
+    same = [name for name in said.points.columns if name not in ("wall_seconds", "key", "batch")]
+    assert said.points.select(same).equals(from_folder.points.select(same))
+    again = leadline.measure(FrozenModel.wrap(network, tokenizer), word(), tmp_path / "wrapped", **WORD)
+    assert again.points.equals(said.points)
+    network.lm_head.weight.data[0, 0] += 1.0
+    with pytest.raises(UserError, match="began with another set of weights"):
+        leadline.measure(FrozenModel.wrap(network, tokenizer), word(), tmp_path / "wrapped", **WORD)
+
+
+def test_a_wrapped_model_is_what_it_was_rounded_to(folder):
+    network = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    model = FrozenModel.wrap(network, transformers.AutoTokenizer.from_pretrained(folder), "mine")
+    assert (model.name, model.compute.dtype) == ("mine", "bfloat16")
+    exact = model.exact("tests")
+    assert exact.network.dtype == torch.float32
+    assert model.network is network
+    assert network.dtype == torch.bfloat16, "a copy is cast, not what the caller holds"
+    head = [each.network.lm_head.weight.float() for each in (model, exact)]
+    assert torch.equal(*head)
+
+
+def test_quantized_weights_stay_what_they_are_and_carry_no_adapters(folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(plan.BUDGETS, "ci", FEW)
+    network = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    network.is_quantized = True
+    model = FrozenModel.wrap(network, transformers.AutoTokenizer.from_pretrained(folder))
+    assert model.exact("tests") is model
+    assert leadline.measure(model, word(), tmp_path / "run", **WORD).families[0] == "soft_prompt"
+    with pytest.raises(UserError, match="Quantized weights have no norm to measure a change by"):
+        leadline.measure(model, word(), tmp_path / "lora", family="lora", **WORD)
 
 
 # What it knows about itself

@@ -32,7 +32,6 @@ from leadline.nearest import NEAREST_TOKENS_WARNING, nearest_tokens, stream_chan
 from leadline.objective import CHUNK_ROWS, Objective, objective_for
 from leadline.paraphrases import OPTION, Paraphrases, read_paraphrases
 from leadline.priors import Priors
-from leadline.probe import Compute
 from leadline.progress import Reporter
 from leadline.records import FRAGILITY, open_run, read_arrays, stored_tasks
 from leadline.result import Result
@@ -300,10 +299,8 @@ def _setting(
     """Scores as the run took them, and a float32 twin for derivatives: bfloat16 swallows small rises."""
     contexts = [context for task in tasks for split in SPLITS for context in task.contexts(split)]
     objective = objective_for(Engine(model, shared_prefix(contexts)))
-    exact = objective
-    if model.compute.dtype != "float32":
-        compute = Compute("float32", model.compute.attention, model.compute.threads, "derivatives are taken in float32")
-        exact = Objective(Engine(model.with_compute(compute), objective.engine.shared))
+    twin = model.exact("derivatives are taken in float32")
+    exact = objective if twin is model else Objective(Engine(twin, objective.engine.shared))
     threshold = result.threshold if behaviour.scored == "exact" else None
     return Setting(model, behaviour, objective, exact, threshold, Priors(model), draws, words)
 

@@ -6,6 +6,7 @@ comes with a model is run unless `trust_remote_code` was asked for by name.
 
 from __future__ import annotations
 
+import copy
 import errno
 import hashlib
 import json
@@ -37,12 +38,13 @@ class FrozenModel:
     """A loaded model whose weights take no gradient.
 
     name:      what the user called it
-    source:    folder or hub id it was read from
+    source:    folder or hub id it was read from; of a wrapped one the name that it gives itself
     revision:  commit of the hub, hash of the wheel's file, or "" for a folder
     network:   the transformers model, in evaluation mode
     tokenizer: its tokenizer
     compute:   dtype, attention and threads, with the reason they were chosen
     trusted:   code that came with the model may be run
+    wrapped:   it was loaded by somebody else (`wrap`)
     """
 
     name: str
@@ -52,6 +54,28 @@ class FrozenModel:
     tokenizer: Any
     compute: Compute
     trusted: bool = False
+    wrapped: bool = False
+
+    @classmethod
+    def wrap(cls, network: Any, tokenizer: Any, name: str = "") -> FrozenModel:
+        """A model that is loaded already, run as it is: a fine-tune in memory, say, or one in 4 bits.
+
+        network:   a causal language model of transformers. Its weights take no gradient from here on
+        tokenizer: its fast tokenizer
+        name:      what runs and pages call it; by default what it calls itself
+        A run of it continues under the same call in Python, while its weights are the same ones. Raises UserError where
+        it cannot take free embeddings.
+        """
+        called = str(network.config.name_or_path) or type(network).__name__
+        compute = Compute(
+            str(network.dtype).removeprefix("torch."), network.config._attn_implementation, torch.get_num_threads(),
+            "as the model was given",
+        )  # fmt: skip
+        network.requires_grad_(False)
+        model = cls(name or called, called, "", network.eval(), tokenizer, compute, wrapped=True)
+        _require_fast(tokenizer, model.name)
+        _require_free_embeddings(model)
+        return model
 
     @property
     def device(self) -> torch.device:
@@ -89,7 +113,7 @@ class FrozenModel:
         digest = hashlib.sha256()
         for name, tensor in sorted(self.network.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     @cached_property
@@ -153,11 +177,27 @@ class FrozenModel:
         return embedded.mean(0), embedded.std(0, correction=0)
 
     def with_compute(self, compute: Compute) -> FrozenModel:
-        """The same model loaded again in another dtype or attention: casting back would keep the rounding."""
+        """The same model loaded again in another dtype or attention: casting back would keep the rounding. A wrapped
+        one is copied: what it was rounded to is what it is."""
         if compute == self.compute:
             return self
-        network = _load_network(self.source, self.revision, compute, self.trusted)
+        if self.wrapped:
+            network = copy.deepcopy(self.network).to(getattr(torch, compute.dtype))
+            network.set_attn_implementation(compute.attention)
+        else:
+            network = _load_network(self.source, self.revision, compute, self.trusted)
         return replace(self, network=network, compute=compute)
+
+    def exact(self, why: str) -> FrozenModel:
+        """Itself in float32, for what wants it. Quantized weights have no such form: they stay what they are."""
+        if self.compute.dtype == "float32" or self.quantized:
+            return self
+        return self.with_compute(Compute("float32", self.compute.attention, self.compute.threads, why))
+
+    @property
+    def quantized(self) -> bool:
+        """Its weights are kept in fewer bits than they are computed with."""
+        return bool(getattr(self.network, "is_quantized", False))
 
 
 def load(
@@ -195,8 +235,7 @@ def load(
             f"No model could be loaded: {first_line(error)}", f"--model {name}",
             "Give smollm2, organism:tiny, a folder with safetensors weights, gguf:FILE, or a hub id (needs a network).",
         ) from error  # fmt: skip
-    if not tokenizer.is_fast:
-        raise UserError("Its tokenizer has no fast (Rust) version", f"--model {name}", "Convert the tokenizer first.")
+    _require_fast(tokenizer, name)
     model = FrozenModel(name, source, revision, network, tokenizer, first, trust_remote_code)
     _require_free_embeddings(model)
     if isinstance(compute, str):
@@ -310,6 +349,11 @@ def _load_network(source: str, revision: str, compute: Compute, trusted: bool) -
         network = network.to("cuda")
     network.requires_grad_(False)
     return network.eval()
+
+
+def _require_fast(tokenizer: Any, name: str) -> None:
+    if not tokenizer.is_fast:
+        raise UserError("Its tokenizer has no fast (Rust) version", f"--model {name}", "Convert the tokenizer first.")
 
 
 @torch.no_grad()

@@ -14,7 +14,6 @@ from torch import Tensor
 from leadline import parts
 from leadline.edits import Edit
 from leadline.engine import Context, Engine, TargetLogits
-from leadline.probe import Compute
 
 # Rows that are run at once without gradients: enough to fill the processor, small enough for a laptop.
 CHUNK_ROWS = 48
@@ -76,7 +75,6 @@ def _costs_and_margins(logits: TargetLogits) -> Tensor:
 def objective_for(engine: Engine) -> Objective:
     """The objective of an engine; a low-precision model gets its float32 twin, loaded when the first tie needs it."""
     model = engine.model
-    if model.compute.dtype == "float32":
+    if model.compute.dtype == "float32" or model.quantized:
         return Objective(engine)
-    exact = Compute("float32", model.compute.attention, model.compute.threads, "near ties are scored again in float32")
-    return Objective(engine, lambda: Engine(model.with_compute(exact), engine.shared))
+    return Objective(engine, lambda: Engine(model.exact("near ties are scored again in float32"), engine.shared))

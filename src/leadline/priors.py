@@ -17,6 +17,7 @@ from transformers import DynamicCache
 
 from leadline.behaviour import questions
 from leadline.model import FrozenModel
+from leadline.spec import UserError
 
 NATURAL_TEXTS = 64  # questions of the pool that natural activations are taken from
 LEADING = 2  # singular triplets of each linear map that are kept
@@ -97,7 +98,11 @@ class Priors:
 
     @cached_property
     def linear(self) -> dict[str, Tensor]:
-        """The weights of every linear map within the blocks, by module name, each as (outputs, inputs)."""
+        """The weights of every linear map within the blocks, by module name, each as (outputs, inputs). UserError where
+        they are quantized: a change of them has no size then."""
+        if self.model.quantized:
+            how = "Leave lora and tinylora out, or load the model unquantized."
+            raise UserError("Quantized weights have no norm to measure a change by", self.model.name, how)
         inside = {id(module) for layer in self.model.layers for module in layer.modules()}
         found = {}
         for name, module in self.model.network.named_modules():

@@ -28,7 +28,6 @@ from leadline.model import FrozenModel
 from leadline.places import places
 from leadline.plan import TEXT_BUDGETS, best_restart
 from leadline.priors import generator
-from leadline.probe import Compute
 from leadline.records import digest
 from leadline.slot import Renderer
 from leadline.solvers.token_search import Problem, TokenSearch, begin, search
@@ -109,7 +108,7 @@ def text_prior(work: Work) -> TextPrior:
         found: TextPrior = work.priced
         return found
     contexts = [context for split in SPLITS for context in work.tasks[0].contexts(split)]
-    work.priced = TextPrior(_float32(work.model), item_free_prefix(contexts))
+    work.priced = TextPrior(work.model.exact("a certified bound prices texts in float32"), item_free_prefix(contexts))
     return text_prior(work)
 
 
@@ -309,12 +308,3 @@ def _cheapest(prior: Priced, texts: Sequence[Sequence[int]]) -> list[int]:
     """Places of the texts from the cheapest to the dearest."""
     prices = _prices(prior, texts)
     return sorted(range(len(texts)), key=lambda place: prices[place])
-
-
-def _float32(model: FrozenModel) -> FrozenModel:
-    """The model that prices texts: a certified bound wants its probabilities in float32."""
-    return model.with_compute(
-        Compute("float32", model.compute.attention, model.compute.threads, "the price of a text, in float32")
-        if model.compute.dtype != "float32"
-        else model.compute
-    )
