@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -83,6 +84,23 @@ def test_it_is_written_at_least_every_30_seconds_and_not_at_every_step(run, monk
     assert written
     assert max(b - a for a, b in zip([0, *written], [*written, 99], strict=True)) <= 30
     assert min(b - a for a, b in zip([0, *written], written, strict=False)) >= 10
+
+
+def test_one_that_takes_long_to_write_is_written_less_often(run, monkeypatch):
+    now, written = [0.0], []
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
+
+    def slow(*_):
+        written.append(now[0])
+        now[0] += 3.0
+
+    monkeypatch.setattr(run, "write_arrays", slow)
+    training, stopped = Checkpoint(run, "hash", Reporter()), state()
+    for _ in range(200):
+        now[0] += 1.0
+        training.training(stopped, 1000)
+    assert len(written) > 2
+    assert all(b - a >= 60 for a, b in pairwise(written)), "at most a twentieth of the time"
 
 
 def test_seconds_are_counted_over_all_processes(run, monkeypatch):

@@ -28,7 +28,7 @@ from pathlib import Path
 from leadline import checkpoint, plan, records
 
 plan.BUDGETS["ci"] = plan.Budget(6, 8, 4, 2, 4, 1, 4, 512)
-checkpoint.EVERY_SECONDS = 0.0
+checkpoint.EVERY_SECONDS = checkpoint.WRITING_TIMES = 0.0
 log = Path({log!r})
 
 def noted(inner):
@@ -98,7 +98,8 @@ class Command:
         """What the driver does, in this process, which has imported torch already."""
         with pytest.MonkeyPatch.context() as patch:  # puts back what it finds here
             patch.setitem(plan.BUDGETS, "ci", plan.BUDGETS["ci"])
-            patch.setattr(checkpoint, "EVERY_SECONDS", checkpoint.EVERY_SECONDS)
+            for name in ("EVERY_SECONDS", "WRITING_TIMES"):
+                patch.setattr(checkpoint, name, getattr(checkpoint, name))
             for name in ("training", "margins"):
                 patch.setattr(checkpoint.Checkpoint, name, getattr(checkpoint.Checkpoint, name))
             exec(self.code(), {})

@@ -1,7 +1,8 @@
 """Checkpoints of one unit of work: a training batch's state, a token search's, or the margins of draws scored so far.
 
-Written at least every 20 seconds, whole, as safetensors; a killed process continues from the last one and, since all
-randomness is a function of labels and step, ends in the same numbers. Knows nothing of what the numbers mean.
+Written every 20 seconds, or less often where that would take more than a twentieth of the time, whole, as safetensors;
+a killed process continues from the last one and, since all randomness is a function of labels and step, ends in the
+same numbers. Knows nothing of what the numbers mean.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from leadline.solvers.base import State
 from leadline.solvers.token_search import State as TextState
 
 EVERY_SECONDS = 20.0
+WRITING_TIMES = 20.0  # as long as a write took, at least, until the next one
 
 
 class Checkpoint:
@@ -31,6 +34,7 @@ class Checkpoint:
         self._run, self._reporter = run, reporter
         self._before = 0.0
         self._begin = self._saved = time.monotonic()
+        self._writing = 0.0
 
     @property
     def seconds(self) -> float:
@@ -60,7 +64,7 @@ class Checkpoint:
             "settled": state.settled,
             "seconds": self.seconds,
         }
-        self._run.write_arrays(self.name, arrays, {"state": json.dumps(note)})
+        self._write(arrays, {"state": json.dumps(note)})
 
     def restore_training(self, device: torch.device) -> State | None:
         """The state of a batch that was stopped, or None."""
@@ -87,7 +91,7 @@ class Checkpoint:
         alive = int((~margins[:, max(0, done - 1)].isnan()).sum())
         self._reporter.progress(done, margins.shape[1], f"{alive} of {len(margins)} draws left")
         if self._due(now):
-            self._run.write_arrays(self.name, {"margins": margins.numpy()}, {"seconds": repr(self.seconds)})
+            self._write({"margins": margins.numpy()}, {"seconds": repr(self.seconds)})
 
     def restore_margins(self) -> Tensor | None:
         """Margins of draws that were being scored, or None."""
@@ -103,7 +107,7 @@ class Checkpoint:
         if self._due(now):
             note = {**asdict(state), "objective": repr(state.objective), "best_objective": repr(state.best_objective)}
             held = {"state": json.dumps(note), "seconds": repr(self.seconds)}
-            self._run.write_arrays(self.name, {"tokens": np.asarray(state.tokens)}, held)
+            self._write({"tokens": np.asarray(state.tokens)}, held)
 
     def restore_texts(self) -> TextState | None:
         """The state of a token search that was stopped, or None."""
@@ -115,7 +119,10 @@ class Checkpoint:
         return TextState(**{**note, **{name: float(note[name]) for name in ("objective", "best_objective")}})
 
     def _due(self, now: bool) -> bool:
-        due = now or time.monotonic() - self._saved > EVERY_SECONDS
-        if due:
-            self._saved = time.monotonic()
-        return due
+        return now or time.monotonic() - self._saved > max(EVERY_SECONDS, WRITING_TIMES * self._writing)
+
+    def _write(self, arrays: dict[str, Any], note: dict[str, str]) -> None:
+        began = time.monotonic()
+        self._run.write_arrays(self.name, arrays, note)
+        self._saved = time.monotonic()
+        self._writing = self._saved - began
