@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +158,7 @@ def _curve(
     cells = [Cell("", "soft_prompt", size, seed, None) for size in job.sizes for seed in range(SEEDS)]
     cells += [Cell("control", "soft_prompt", job.sizes[0], seed, None) for seed in range(SEEDS)]
     found, seconds = [], 0.0
-    for part in batches(cells, BUDGETS["default"]):
+    for part in batches(cells, replace(BUDGETS["default"], contexts=job.rows)):
         lines = [_row(model, job, cell.size, cell.seed) for cell in part]
         steps, curves = _trained(model, job, lines, [control if cell.task else data for cell in part])
         seconds += sum(steps)
