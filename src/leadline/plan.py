@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from leadline.spec import ANCHORED, TEXTS, RunSpec, Scale
@@ -295,14 +296,15 @@ def _warm(point: Seen, beta: float) -> Cell:
 
 
 def batches(cells: Sequence[Cell], budget: Budget) -> list[list[Cell]]:
-    """Cells in batches that fit into one forward and backward pass, near-equal in size, in order. Those of one batch
-    have edits of one kind: soft prompts of any size, else one family and size."""
+    """Cells in batches that fit into one forward and backward pass, in order. Those of one batch have edits of one
+    kind: soft prompts of any size, else one family and size. Batches of one kind differ by at most one in size."""
     kinds: dict[tuple[str, int], list[Cell]] = {}
     for cell in cells:
         kinds.setdefault(("", 0) if cell.family in WRITE_EMBEDDINGS else (cell.family, cell.size), []).append(cell)
     most = max(1, budget.sequences // budget.contexts)
     found = []
     for alike in kinds.values():
-        size = math.ceil(len(alike) / math.ceil(len(alike) / most))
-        found += [alike[start : start + size] for start in range(0, len(alike), size)]
+        count = math.ceil(len(alike) / most)
+        ends = [len(alike) * number // count for number in range(count + 1)]
+        found += [alike[start:stop] for start, stop in pairwise(ends)]
     return found
