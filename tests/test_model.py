@@ -189,7 +189,7 @@ def test_a_model_that_is_loaded_already_measures_as_its_folder_does_and_continue
     assert not any(p.requires_grad for p in network.parameters())
     assert not network.training
     said = leadline.measure(model, word(), tmp_path / "wrapped", **WORD)
-    from_folder = leadline.measure(load(str(folder), FLOAT32), word(), tmp_path / "folder", **WORD)
+    from_folder = leadline.measure(load(str(folder), model.compute), word(), tmp_path / "folder", **WORD)
     same = [name for name in said.points.columns if name not in ("wall_seconds", "key", "batch")]
     assert said.points.select(same).equals(from_folder.points.select(same))
     again = leadline.measure(FrozenModel.wrap(network, tokenizer), word(), tmp_path / "wrapped", **WORD)
