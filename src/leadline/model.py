@@ -58,7 +58,7 @@ class FrozenModel:
 
     @classmethod
     def wrap(cls, network: Any, tokenizer: Any, name: str = "") -> FrozenModel:
-        """A model that is loaded already, run as it is: a fine-tune in memory, say, or one in 4 bits.
+        """A model that is loaded already, run as it is: a fine-tune in memory, say, or one that is quantized.
 
         network:   a causal language model of transformers. Its weights take no gradient from here on
         tokenizer: its fast tokenizer
