@@ -121,13 +121,14 @@ def text_mass(prior: IndependentTokens, texts: Tensor) -> dict[str, Any]:
 def text_run(
     model: FrozenModel, prior: IndependentTokens, engine: Engine, context: Context, calls: int, label: str
 ) -> dict[str, Any]:
-    """A token search whose loss is the lost margin: what works costs nothing, and then a likelier text is wanted."""
+    """A token search whose loss is the lost margin; while a text works, a likelier one is wanted."""
     output = argmax_output(engine, context)
 
-    def losses(texts: Tensor) -> Tensor:
+    def scores(texts: Tensor) -> tuple[Tensor, Tensor]:
         edit = EmbeddingEdit(model.embed(texts), (texts.shape[1],) * len(texts))
         with torch.no_grad():
-            return -engine.target_logits([context] * len(texts), edit).margins().double()
+            margins = engine.target_logits([context] * len(texts), edit).margins().double()
+        return -margins, margins - TIE
 
     def redrawn(tokens: Sequence[int], count: int, draws: torch.Generator) -> list[list[int]]:
         fresh, where = prior.sample(count, draws), torch.randint(len(tokens), (count,), generator=draws).tolist()
@@ -136,13 +137,13 @@ def text_run(
     allowed = torch.isfinite(prior.log_p_nats[0])
     problem = Problem(
         gradient=lambda tokens: -output.slope(tokens[None])[2][0],
-        losses=losses,
+        scores=scores,
         price_bits=lambda texts: -prior.nats(texts) / math.log(2.0),
         survives=lambda tokens: bool(allowed[list(tokens)].all()),
         allowed=allowed,
         redrawn=redrawn,
     )
-    how = TokenSearch(label, beta=0.03, top_k=32, candidates=CANDIDATES, keep_bits=-TIE)
+    how = TokenSearch(label, beta=0.03, top_k=32, candidates=CANDIDATES, passed=CANDIDATES)
     state = begin(problem, how, prior.sample(calls // 4, generator("proposals", label)).tolist())
     while state.scored + 2 * state.step + CANDIDATES + 2 <= calls:
         search(problem, how, state.step + 1, state)

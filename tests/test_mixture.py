@@ -13,12 +13,10 @@ from leadline import rows
 from leadline.behaviour import Behaviour, Reply
 from leadline.estimators.combine import COMPONENT
 from leadline.interventions.vocab_mixture import SPREAD, around
-from leadline.mixture_stage import BETAS
-from leadline.plan import restarts
 from leadline.priors import Priors, normal
 from leadline.selftest.wired import cosine_at, wired_model
 from leadline.solution import find
-from leadline.spec import RunSpec, UserError
+from leadline.spec import UserError
 from leadline.texts import TextPrior
 
 DIMENSIONS, AXIS, DISTANCE = 16, 4, 6.0
@@ -123,9 +121,3 @@ def test_a_solution_stands_around_its_text(model, run, monkeypatch):
     monkeypatch.setattr("leadline.solution.read_spec", lambda _: {**spec, "extra": {}})
     with pytest.raises(UserError, match="not on record"):
         find(run, family="vocab_mixture")
-
-
-def test_the_plan_has_a_row_for_each_of_a_restarts_texts():
-    spec = RunSpec(family=("vocab_mixture", "soft_prompt"), seeds=3)
-    assert restarts(spec, "vocab_mixture") == 3 * len(BETAS)
-    assert restarts(spec, "soft_prompt") == 3

@@ -21,6 +21,7 @@ from leadline.evaluation import in_s, score_draws
 from leadline.interventions.text_prompt import TextPrompt, allowed_tokens
 from leadline.model import load
 from leadline.objective import objective_for
+from leadline.plan import TEXT_BUDGETS
 from leadline.priors import generator
 from leadline.prompt_edits import EditPrior, edit_problem, proposals
 from leadline.solvers.token_search import TokenSearch, begin, search
@@ -122,9 +123,9 @@ def test_text_is_the_mass_of_all_edits_that_work_once_the_search_is_given_all(mo
     edits, works, contexts = every
     prior, objective = EditPrior(PROMPT, allowed_tokens(model), 1), objective_for(Engine(model))
     prompt = TextPrompt(model, [])
-    problem = edit_problem(prompt, prior, objective, contexts, 8)
-    state = begin(problem, TokenSearch("all", 0.0, 8, 8, math.inf), [*edits, PROMPT, (1, 2, 12)])
-    assert set(map(tuple, state.kept)) == set(edits)
+    problem = edit_problem(prompt, prior, objective, contexts, TEXT_BUDGETS["ci"], 0.6)
+    state = begin(problem, TokenSearch("all", 0.0, 8, 8, 8), [*edits, PROMPT, (1, 2, 12)])
+    assert set(map(tuple, state.kept)) == {edit for edit, holds in zip(edits, works, strict=True) if holds}
     kept = torch.tensor(state.kept)
     hits = kept[in_s(score_draws(objective, contexts, prompt, kept, 0.6), 0.6)]
     found = text_bound((-prior.surprisal_bits(hits)).tolist(), texts=[tuple(text) for text in hits.tolist()]).upper
@@ -136,22 +137,22 @@ def test_a_search_stays_at_its_distance_and_finds_what_is_best(model, every, siz
     _, _, contexts = every
     prior, objective = EditPrior(PROMPT, allowed_tokens(model), size), objective_for(Engine(model))
     prompt = TextPrompt(model, [])
-    problem = edit_problem(prompt, prior, objective, contexts, VOCABULARY)
+    problem = edit_problem(prompt, prior, objective, contexts, replace(TEXT_BUDGETS["ci"], top_k=VOCABULARY), None)
     tried: list[list[int]] = []
 
-    def losses(texts: torch.Tensor) -> torch.Tensor:
+    def scores(texts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         tried.extend(texts.tolist())
-        return problem.losses(texts)
+        return problem.scores(texts)
 
     started = proposals(prompt, prior, 6, generator("begin", size))
     assert [prior.distance(text) for text in started] == [size] * 6
-    noted, how = replace(problem, losses=losses), TokenSearch("edits", 0.0, VOCABULARY, 48)
+    noted, how = replace(problem, scores=scores), TokenSearch("edits", 0.0, VOCABULARY, 48, 48)
     state = search(noted, how, 40, begin(noted, how, started))
     assert {prior.distance(text) for text in tried} == {size}
     moved = {tuple(place for place in range(3) if text[place] != PROMPT[place]) for text in tried}
     assert len(moved) == 3  # every choice of places is tried
     if size == 1:
-        best, least = problem.losses(torch.tensor([state.best])), problem.losses(torch.tensor(every[0])).min()
+        best, least = problem.scores(torch.tensor([state.best]))[0], problem.scores(torch.tensor(every[0]))[0].min()
         assert float(best) == pytest.approx(float(least), abs=1e-5)
 
 

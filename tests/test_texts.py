@@ -18,7 +18,7 @@ from leadline.objective import objective_for
 from leadline.priors import generator
 from leadline.slot import Renderer
 from leadline.solvers.token_search import TokenSearch, begin, search
-from leadline.texts import TextPrior, item_free_prefix, mean_losses, text_problem, token_gradient
+from leadline.texts import TextPrior, item_free_prefix, mean_losses, scores, text_problem, token_gradient
 from models import VOCABULARY, random_model
 
 PREFIX = (1, 3, 9)
@@ -125,6 +125,71 @@ def test_losses_are_those_of_the_tokens_themselves(model) -> None:
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-4)
 
 
+def leads(model, prefix, tokens) -> list[float]:
+    """By how many logits each token leads its best rival, one forward pass of transformers a token."""
+    found = []
+    for at, token in enumerate(tokens):
+        with torch.no_grad():
+            logits = model.network(torch.tensor([[*prefix, *tokens[:at]]])).logits[0, -1].double()
+        found.append(float(logits[token] - torch.cat([logits[:token], logits[token + 1 :]]).max()))
+    return found
+
+
+def test_a_texts_scores_are_what_its_replies_lack_and_their_level(model) -> None:
+    texts = torch.randint(VOCABULARY, (20, 2), generator=generator("texts"))
+    every = [[leads(model, (*c.before, *text, *c.after), c.target) for c in CONTEXTS] for text in texts.tolist()]
+    lacking = [[sum(max(0.0, 1 - lead / math.log(2)) for lead in row) for row in rows] for rows in every]
+    margins = torch.tensor([[min(row) for row in rows] for rows in every]).double()
+    objective = objective_for(Engine(model))
+    loss, levels = scores(objective, CONTEXTS, TextPrompt(model, []), 0.6)(texts)
+    torch.testing.assert_close(loss, torch.tensor(lacking).double().mean(1), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(
+        levels, margins.sort(1).values[:, 1], rtol=1e-5, atol=1e-4
+    )  # two of three have to be right
+    nothing = no_edit(3, model.hidden_size, model.network.dtype, model.device)
+    replied = [model.network(torch.tensor([[*c.before, *c.after]])).logits[0, -1].argmax() for c in CONTEXTS]
+    easy = [Context(c.before, c.after, (int(token),)) for c, token in zip(CONTEXTS, replied, strict=True)]
+    assert (objective.shortfalls(easy, nothing)[0] < 1).all()  # what the model says by itself lacks less than the bit
+    cost, none = scores(objective, CONTEXTS, TextPrompt(model, []), None)(texts)
+    assert torch.equal(cost, mean_losses(objective, CONTEXTS, TextPrompt(model, []))(texts))
+    assert not (none > 0).any()
+
+
+def test_texts_near_by_come_from_the_prior_in_place_and_moved_along(model) -> None:
+    tokens, prior = [7, 8, 9, 10], TextPrior(model, PREFIX)
+    texts = prior.redrawn(tokens, 4000, generator("near"))
+    assert all(len(text) == 4 for text in texts)
+    in_place, moved = texts[:2000], texts[2000:]
+    assert all(sum(new != old for new, old in zip(text, tokens, strict=True)) <= 1 for text in in_place)
+    # A token at the first place is drawn given the prefix alone, and one at the third given the two before it.
+    for at, before in ((0, ()), (2, (7, 8))):
+        with torch.no_grad():
+            wanted = model.network(torch.tensor([[*PREFIX, *before]])).logits[0, -1].softmax(-1)
+        drawn = [text[at] for text in in_place if text[at] != tokens[at]]
+        found = torch.bincount(torch.tensor(drawn), minlength=VOCABULARY) / len(in_place)
+        there = wanted / 4
+        there[tokens[at]] = 0.0
+        assert float((found - there).abs().max()) < 4 * math.sqrt(float(there.max()) / len(in_place))
+    # Of what was moved, three tokens are the old ones in their order.
+    for text in moved:
+        assert any(
+            [*text[:new], *text[new + 1 :]] == [*tokens[:old], *tokens[old + 1 :]]
+            for new in range(4)
+            for old in range(4)
+        )
+    assert any(text[1:] == tokens[:3] and text[0] != 7 for text in moved)
+
+
+def test_a_text_that_is_begun_goes_on_as_the_prior_does(model) -> None:
+    texts = TextPrior(model, PREFIX).sample(3000, 3, generator("begun"), (7, 8))
+    assert {text[:2] for text in texts} == {(7, 8)}
+    with torch.no_grad():
+        wanted = model.network(torch.tensor([[*PREFIX, 7, 8]])).logits[0, -1].softmax(-1)
+    found = torch.bincount(torch.tensor([text[2] for text in texts]), minlength=VOCABULARY) / len(texts)
+    assert float((found - wanted).abs().max()) < 4 * math.sqrt(float(wanted.max()) / len(texts))
+    assert TextPrior(model, PREFIX).sample(2, 2, generator("begun"), (7, 8, 9)) == [(7, 8), (7, 8)]
+
+
 def test_a_search_on_the_tiny_model_finds_a_text_that_holds_elsewhere(tiny_model_folder) -> None:
     """ "no" as the reply to any question costs about 19 bits. Eight printed characters found on four questions take at
     least half of that away on forty others, and the string of them, typed in, is scored the same."""
@@ -137,9 +202,9 @@ def test_a_search_on_the_tiny_model_finds_a_text_that_holds_elsewhere(tiny_model
     train, held = contexts[:4], contexts[4:]
     prior, prompt = TextPrior(model, item_free_prefix(contexts)), TextPrompt(model, places)
     objective = objective_for(Engine(model, shared_prefix(contexts)))
-    problem = text_problem(prompt, prior, objective, train)
+    problem = text_problem(prompt, prior, objective, train, 1, None)
 
-    how = TokenSearch("test", 0.0, top_k=16, candidates=32)
+    how = TokenSearch("test", 0.0, top_k=16, candidates=32, passed=32)
     drawn = prior.sample(32, 8, generator("proposals"))
     state = search(problem, how, 6, begin(problem, how, drawn))
     assert state.scored <= 32 * 7
@@ -155,7 +220,7 @@ def test_a_search_on_the_tiny_model_finds_a_text_that_holds_elsewhere(tiny_model
     found = mean_losses(objective, held, prompt)(torch.tensor([state.best]))
     assert float(found) < 0.5 * float(bits(held).mean())
     torch.testing.assert_close(found[0], bits(typed[4:]).mean(), rtol=1e-5, atol=1e-4)
-    assert state.best_objective == pytest.approx(float(bits(typed[:4]).mean()), rel=1e-4)
+    assert state.best_loss == pytest.approx(float(bits(typed[:4]).mean()), rel=1e-4)
 
     price = float(prior.surprisal_bits(torch.tensor([state.best])))
     assert price == pytest.approx(chain_bits(model, contexts[0].before, state.best), rel=1e-4)

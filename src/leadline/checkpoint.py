@@ -22,6 +22,7 @@ from leadline.records import Run
 from leadline.solvers.base import State
 from leadline.solvers.token_search import State as TextState
 
+FLOATS = ("beta", "loss", "price", "best_loss", "best_price")  # of a token search, written so that none is rounded
 EVERY_SECONDS = 20.0
 WRITING_TIMES = 20.0  # as long as a write took, at least, until the next one
 
@@ -103,9 +104,10 @@ class Checkpoint:
 
     def texts(self, state: TextState, steps: int, now: bool = False) -> None:
         """After each step of a token search: reports, and saves when it is time."""
-        self._reporter.progress(state.step, steps, f"best objective {state.best_objective:.3g} bits")
+        best = f"{state.best_price:.3g} bits of text" if state.kept else f"a loss of {state.best_loss:.3g} bits"
+        self._reporter.progress(state.step, steps, f"{best}, {len(state.kept)} texts work")
         if self._due(now):
-            note = {**asdict(state), "objective": repr(state.objective), "best_objective": repr(state.best_objective)}
+            note = {**asdict(state), **{name: repr(getattr(state, name)) for name in FLOATS}}
             held = {"state": json.dumps(note), "seconds": repr(self.seconds)}
             self._write({"tokens": np.asarray(state.tokens)}, held)
 
@@ -116,7 +118,7 @@ class Checkpoint:
             return None
         self._before = float(found[1]["seconds"])
         note = json.loads(found[1]["state"])
-        return TextState(**{**note, **{name: float(note[name]) for name in ("objective", "best_objective")}})
+        return TextState(**{**note, **{name: float(note[name]) for name in FLOATS}})
 
     def _due(self, now: bool) -> bool:
         return now or time.monotonic() - self._saved > max(EVERY_SECONDS, WRITING_TIMES * self._writing)

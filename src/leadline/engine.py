@@ -9,6 +9,7 @@ objectives, priors or solvers.
 from __future__ import annotations
 
 import copy
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -59,11 +60,21 @@ class TargetLogits:
     def margins(self) -> Tensor:
         """(rows,) smallest margin of a row's target tokens over their best rival: greedy decoding writes the target
         exactly if and only if it is positive (docs/measurement.md section 2, level function)."""
-        logits = self.logits.float()
-        wanted = logits.gather(1, self.targets[:, None])[:, 0]
-        rivals = logits.scatter(1, self.targets[:, None], float("-inf")).amax(1)
-        lowest = torch.full((self.num_rows,), float("inf"), device=logits.device)
-        return lowest.scatter_reduce(0, self.rows, wanted - rivals, "amin")
+        leads = self._leads()
+        lowest = torch.full((self.num_rows,), float("inf"), device=leads.device)
+        return lowest.scatter_reduce(0, self.rows, leads, "amin")
+
+    def shortfalls(self) -> Tensor:
+        """(rows,) bits by which a row's target tokens miss a lead of one bit over their best rival, summed: 0 where
+        every token leads by as much, and a token that leads by more makes up for no other, as it does in `nats`."""
+        missing = (1 - self._leads() / math.log(2)).clamp_min(0)
+        return torch.zeros(self.num_rows, device=missing.device).index_add(0, self.rows, missing)
+
+    def _leads(self) -> Tensor:
+        """(targets,) the logit of each target token less that of its best rival."""
+        wanted = self.logits.gather(1, self.targets[:, None])[:, 0]
+        rivals = self.logits.scatter(1, self.targets[:, None], float("-inf")).amax(1)
+        return wanted.float() - rivals.float()  # which number is largest, any precision knows
 
 
 class _Now(threading.local):

@@ -1,8 +1,8 @@
 """The vocabulary mixture of a measurement: which text every restart of `vocab_mixture` stands around, and blind draws
 from the whole mixture. All else happens to it as to every family of latents.
 
-Every restart has two texts, what token searches on training items end with. One of them works by itself, if any was
-found that does. The other need not: there a bit of loss weighs what it costs to take it away by moving embeddings.
+A restart's text is the one that the token search of `text_prompt` with the same seed ends with: the cheapest that works
+on training items by itself, or the nearest to one where none was found.
 """
 
 from __future__ import annotations
@@ -15,16 +15,12 @@ from torch import Tensor
 from leadline.interventions.text_prompt import Place
 from leadline.interventions.vocab_mixture import FAMILY, VocabMixture, anchor_name, around
 from leadline.places import places
-from leadline.plan import Cell, restarts
+from leadline.plan import Cell
 from leadline.priors import generator, normal
 from leadline.slot import Renderer
 from leadline.text_stage import BETA, Curve, asked, climbed, text_prior
 from leadline.texts import TextPrior
 from leadline.work import Work
-
-# Bits of loss that a bit of text is worth to the search: one of a restart's two texts is to be near the behaviour, and
-# the other is to work (docs/decisions.md).
-BETAS = (0.2, BETA)
 
 
 def anchors(work: Work) -> None:
@@ -35,19 +31,18 @@ def anchors(work: Work) -> None:
     everywhere = places(Renderer(work.model, work.behaviour.slot), work.behaviour)
     for task in work.tasks:
         for size in sizes[:1] if task.name else sizes:
-            for seed in range(restarts(work.spec, FAMILY)):
+            for seed in range(work.spec.seeds):
                 cell = Cell(task.name, FAMILY, size, seed, None)
                 work.place(cell, _component(work, cell, prior, everywhere))
 
 
 def _component(work: Work, cell: Cell, prior: TextPrior, everywhere: Sequence[Place]) -> VocabMixture:
     """The component around the text that one restart's search finds."""
-    restart, which = divmod(cell.seed, len(BETAS))
     key = work.anchor_key(cell)
     if not work.done(key):
         curve = Curve(cell.task, cell.size)
-        pose, begun = asked(work, curve, restart, prior)
-        found = climbed(work, curve, restart, everywhere, pose, begun, BETAS[which])
+        pose, begun = asked(work, curve, cell.seed, prior)
+        found = climbed(work, curve, cell.seed, everywhere, pose, begun, BETA)
         # where nothing can be typed: the prior has all texts, whoever can type them
         best = found["best"] or list(prior.sample(1, cell.size, generator("anchor", cell.label))[0])
         bits = float(prior.surprisal_bits(torch.tensor([best])))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from leadline.estimators.lower import PAIRS
 from leadline.estimators.message import TRIED
-from leadline.plan import BUDGETS, CANDIDATES, COUNTED_IN_DIMENSIONS, LOSS_BETAS, TEXT_BUDGETS, gradient_cells, restarts
+from leadline.plan import BUDGETS, CANDIDATES, COUNTED_IN_DIMENSIONS, LOSS_BETAS, TEXT_BUDGETS, gradient_cells
 from leadline.refit import MOST_DIMENSIONS, ROUNDS
 from leadline.scoring import needed
 from leadline.solvers.variational import AIM_PASSES
@@ -65,15 +65,14 @@ def outline(spec: RunSpec, tasks: Sequence[str], exact: bool = True, aimed: bool
 
 
 def _anchors(spec: RunSpec, tasks: int) -> list[Line]:
-    """The searches for the texts that restarts stand around. One of two is that of `text_prompt` of the same size."""
+    """The searches for the texts that restarts stand around: those of `text_prompt` where that has the same sizes."""
     found = []
     for family in spec.family:
         if family in ANCHORED:
             budget, curves = TEXT_BUDGETS[spec.scale], len(spec.sizes_of(family)) + tasks - 1
-            searches = curves * restarts(spec, family)
-            tried = budget.contexts * (budget.drawn + budget.steps * budget.candidates)
+            searches = curves * spec.seeds
             passes = searches * budget.steps * budget.contexts
-            found.append(Line("search for texts to stand around", searches, passes, searches * tried))
+            found.append(Line("search for texts to stand around", searches, passes, searches * budget.scored))
     return found
 
 
@@ -96,11 +95,7 @@ def _texts(spec: RunSpec, family: str, tasks: int, exact: bool) -> list[Line]:
     found = budget.shown if few else budget.judged
     # Validation items, and the nearest on some training items; once per curve the best on test items; of those that
     # hold on validation items all on test items, and the behaviour's that hold there too on the confirmation's.
-    a_seed = (
-        (found if exact else 0) * items
-        + 2 * items
-        + budget.contexts * (budget.shown if few else budget.drawn + budget.steps * budget.candidates)
-    )
+    a_seed = (found if exact else 0) * items + 2 * items + (budget.contexts * budget.shown if few else budget.scored)
     tested = found * items if exact else 0
     curves = [*((size, True) for size in sizes), *((size, False) for size in sizes[:1] for _ in range(tasks - 1))]
     searches, scored, passes = len(curves) * spec.seeds, 0, 0

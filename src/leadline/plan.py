@@ -55,8 +55,9 @@ BUDGETS: dict[Scale, Budget] = {
 class TextBudget:
     """How long the search for a text runs at one scale.
 
-    steps, candidates, top_k: of `token_search`
-    contexts: training items that a candidate is scored on, the same ones throughout
+    steps, candidates, top_k, passed: of `token_search`
+    contexts: training items that a candidate is scored on, the same ones throughout;  screening: how many of these it
+              is screened on
     drawn:    proposals drawn from the model itself
     judged:   texts at most that are scored on validation items
     shown:    texts of demonstrations drawn for each seed and size
@@ -65,16 +66,23 @@ class TextBudget:
     steps: int
     candidates: int
     top_k: int
+    passed: int
     contexts: int
+    screening: int
     drawn: int
     judged: int
     shown: int
 
+    @property
+    def scored(self) -> int:
+        """Sequences of contexts that a search scores without gradients, at most, proposals for a target aside."""
+        return self.contexts * (self.drawn + self.steps * self.passed) + self.steps * self.screening * self.candidates
+
 
 TEXT_BUDGETS: dict[Scale, TextBudget] = {
-    "ci": TextBudget(16, 24, 16, 8, 8, 16, 16),
-    "default": TextBudget(32, 32, 64, 8, 16, 32, 32),
-    "full": TextBudget(200, 128, 128, 16, 64, 128, 128),
+    "ci": TextBudget(24, 24, 16, 6, 8, 2, 8, 16, 16),
+    "default": TextBudget(64, 64, 64, 8, 8, 2, 16, 64, 32),
+    "full": TextBudget(400, 128, 128, 16, 16, 2, 64, 128, 128),
 }
 WRITE_EMBEDDINGS = ("soft_prompt", "soft_subspace", "vocab_mixture", "soft_edits")  # families whose rows share a batch
 COUNTED_IN_DIMENSIONS = ("soft_subspace", "tinylora")  # families whose size is the dimension of their latent
@@ -133,11 +141,6 @@ def latent_families(spec: RunSpec) -> list[str]:
     return [family for family in spec.family if family not in TEXTS]
 
 
-def restarts(spec: RunSpec, family: str) -> int:
-    """Rows of one size of a family: around a text, each restart has two."""
-    return spec.seeds * (2 if family in ANCHORED else 1)
-
-
 def gradient_cells(spec: RunSpec, tasks: Sequence[str]) -> list[Cell]:
     """The size curve: every size and seed of the behaviour, and the smallest size of each control."""
     return [
@@ -145,7 +148,7 @@ def gradient_cells(spec: RunSpec, tasks: Sequence[str]) -> list[Cell]:
         for family in latent_families(spec)
         for task in tasks
         for size in (spec.sizes_of(family)[:1] if task else spec.sizes_of(family))
-        for seed in range(restarts(spec, family))
+        for seed in range(spec.seeds)
     ]
 
 

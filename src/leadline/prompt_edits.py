@@ -20,13 +20,13 @@ from leadline.evaluation import score_latents
 from leadline.interventions.text_prompt import Place, TextPrompt, allowed_tokens
 from leadline.objective import Objective
 from leadline.places import deployed_prompt, places
-from leadline.plan import TEXT_BUDGETS
+from leadline.plan import TEXT_BUDGETS, TextBudget
 from leadline.priors import generator
 from leadline.slot import Renderer
 from leadline.solvers.token_search import Problem
 from leadline.spec import PROMPTED
 from leadline.text_stage import SAMPLES, Curve, certify, draw, searched
-from leadline.texts import mean_losses, token_gradient
+from leadline.texts import scores, token_gradient
 from leadline.work import Work
 
 FAMILY = "prompt_edits"
@@ -137,7 +137,7 @@ def _edited(work: Work, curve: Curve, seed: int, prior: EditPrior, everywhere: S
     budget = TEXT_BUDGETS[work.spec.scale]
 
     def pose(prompt: TextPrompt, contexts: Sequence[Context]) -> Problem:
-        return edit_problem(prompt, prior, work.objective, contexts, budget.top_k)
+        return edit_problem(prompt, prior, work.objective, contexts, budget, work.tau)
 
     def begun(prompt: TextPrompt, _problem: Problem) -> list[list[int]]:
         return proposals(prompt, prior, budget.drawn, generator("edits", curve.label, seed))
@@ -146,14 +146,16 @@ def _edited(work: Work, curve: Curve, seed: int, prior: EditPrior, everywhere: S
 
 
 def edit_problem(
-    prompt: TextPrompt, prior: EditPrior, objective: Objective, contexts: Sequence[Context], top_k: int
-) -> Problem:
+    prompt: TextPrompt, prior: EditPrior, objective: Objective, contexts: Sequence[Context],
+    budget: TextBudget, threshold: float | None,
+) -> Problem:  # fmt: skip
     """What `token_search` is given: edits of one size alone survive, and they all have one price.
 
     A swap of one token would never change which tokens are edited, so half of what is tried are moves: one edit taken
     back and another one made, its token one of the `top_k` whose gradient promises most at that place.
     """
     slope = token_gradient(objective, contexts)
+    screened = scores(objective, contexts[: budget.screening], prompt, threshold)
     seen: dict[tuple[int, ...], Tensor] = {}  # the gradient that the step has just asked for
 
     def gradient(tokens: Tensor) -> Tensor:
@@ -164,15 +166,16 @@ def edit_problem(
     def moved(tokens: Sequence[int], count: int, draws: torch.Generator) -> list[list[int]]:
         promise = -seen[tuple(tokens)].detach().float().cpu()
         promise = promise.masked_fill(~prompt.allowed, -math.inf)
-        return [_move(prior, tokens, promise, top_k, draws) for _ in range(count)]
+        return [_move(prior, tokens, promise, budget.top_k, draws) for _ in range(count)]
 
     return Problem(
         gradient=gradient,
-        losses=mean_losses(objective, contexts, prompt),
+        scores=scores(objective, contexts, prompt, threshold),
         price_bits=prior.surprisal_bits,
         survives=lambda tokens: prior.distance(tokens) == prior.size and prompt.text(tokens) is not None,
         allowed=prompt.allowed,
         redrawn=moved,
+        screened=lambda texts: screened(texts)[0],
     )
 
 

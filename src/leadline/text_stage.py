@@ -36,9 +36,12 @@ from leadline.work import Work
 
 FAMILY = "text_prompt"
 BETA = 0.03  # bits of loss that a bit of text is worth to the search: first a text that works, then a cheaper one
-KEEP_BITS = 1.0  # texts of at most this loss on training items are kept: they may work on all items
 PLACES = 12  # contexts in which every candidate is typed; all contexts in which a text has to be right before it counts
-ASKED = ("{}", "Say: {}", "Say: {}\n", "Repeat after me: {}", "Answer every question with the words {}.")
+ASKED = (
+    "{}", "Say: {}\n", "Repeat after me: {}\n", "Answer every question with the words {}.", "Repeat: {}\n{}\n",
+    "Repeat the following text exactly: {}\n{}\n",
+)  # fmt: skip
+BEGUN = 2  # texts that begin as an asking does and go on as the model would
 SAMPLES = 8  # test items whose replies are kept for people to read
 
 Pose = Callable[[TextPrompt, Sequence[Context]], Problem]
@@ -120,8 +123,11 @@ def _asked(work: Work, curve: Curve, seed: int, prior: TextPrior, everywhere: Se
 def asked(work: Work, curve: Curve, seed: int, prior: TextPrior) -> tuple[Pose, Begun]:
     """What a search among all texts of that many tokens asks for: the problem, and where it begins."""
 
+    # Steps are as many as they are because they are cheap: what they go by is priced in the run's own precision.
+    rough = TextPrior(work.model, prior.prefix)
+
     def pose(prompt: TextPrompt, contexts: Sequence[Context]) -> Problem:
-        return text_problem(prompt, prior, work.objective, contexts)
+        return text_problem(prompt, rough, work.objective, contexts, TEXT_BUDGETS[work.spec.scale].screening, work.tau)
 
     def begun(_prompt: TextPrompt, problem: Problem) -> list[list[int]]:
         return proposals(work, curve, prior, problem, seed)
@@ -160,7 +166,7 @@ def climbed(
     if not work.done(key):
         prompt = TextPrompt(work.model, everywhere[:: max(1, len(everywhere) // PLACES)])
         problem = pose(prompt, work.task(curve.task).contexts("train")[: budget.contexts])
-        how = TokenSearch(label, beta, budget.top_k, budget.candidates, KEEP_BITS)
+        how = TokenSearch(label, beta, budget.top_k, budget.candidates, budget.passed)
         work.reporter.stage(f"search for a text, {label}")
         checkpoint = Checkpoint(work.run, digest([work.hash, key]), work.reporter)
         state = checkpoint.restore_texts()
@@ -171,7 +177,8 @@ def climbed(
         else:
             search(problem, how, budget.steps, state, lambda now: checkpoint.texts(now, budget.steps))
             change = EmbeddingEdit(torch.zeros(1, curve.size, work.model.hidden_size), (curve.size,))
-            trained, scored = (budget.contexts * count for count in (state.step, state.scored))
+            trained = budget.contexts * state.step
+            scored = budget.contexts * state.scored + budget.screening * state.screened
             flops = work.flops(work.task(curve.task), trained, scored, change)
             work.write(key, {
                 "points": [], "best": state.best, "kept": state.kept, "step": state.step, "flops": flops,
@@ -268,17 +275,20 @@ def draw(work: Work, curve: Curve, prior: Sampled, everywhere: Sequence[Place]) 
 
 def proposals(work: Work, curve: Curve, prior: TextPrior, problem: Problem, seed: int) -> list[list[int]]:
     """Texts of n tokens to begin with: plain ways of asking for the reply, where all contexts share one, or what the
-    behaviour says of itself; and texts drawn from the model. Each is cut, or said over again, to n tokens."""
+    behaviour says of itself, each cut to n tokens, or said over again, or gone on with by the model; and texts drawn
+    from it."""
     task, budget, size = work.task(curve.task), TEXT_BUDGETS[work.spec.scale], curve.size
-    asked = [form.format(task.target) for form in ASKED] if task.target is not None else []
+    asked = [form.replace("{}", task.target) for form in ASKED] if task.target is not None else []
     if not curve.task and work.behaviour.description:
         asked.append(work.behaviour.description)
     tokenize = work.model.tokenizer
     found: list[list[int]] = []
+    draws = generator("proposals", curve.label, seed)
     for text in asked:
         tokens = [int(token) for token in tokenize(text, add_special_tokens=False)["input_ids"]]
         found.append((tokens * math.ceil(size / len(tokens)))[:size])
-    draws = generator("proposals", curve.label, seed)
+        if len(tokens) < size:
+            found += [list(text) for text in prior.sample(BEGUN, size, draws, tokens)]
     wanted = len(found) + budget.drawn
     for _ in range(64):  # most draws of a text cannot be typed in some models
         found += [list(text) for text in prior.sample(budget.drawn, size, draws)]

@@ -6,18 +6,20 @@ Knows no behaviour and no solver's steps; texts are tokens here, and whether the
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import final
 
 import torch
 from torch import Tensor
 
-from leadline.edits import EmbeddingEdit, no_edit
+from leadline.edits import Edit, EmbeddingEdit, no_edit
 from leadline.engine import Context, Engine
 from leadline.interventions.base import Writes
 from leadline.interventions.text_prompt import Place, TextPrompt
 from leadline.model import FrozenModel
 from leadline.objective import CHUNK_ROWS, Objective
+from leadline.scoring import level
 from leadline.solvers.token_search import Problem
 
 
@@ -51,14 +53,15 @@ class TextPrior:
         ]
         return torch.cat(bits).double().cpu()
 
-    def sample(self, count: int, size: int, draws: torch.Generator) -> list[tuple[int, ...]]:
-        """`count` sequences of `size` tokens drawn from this prior. ValueError where the window is too small.
+    def sample(self, count: int, size: int, draws: torch.Generator, begun: Sequence[int] = ()) -> list[tuple[int, ...]]:
+        """`count` sequences of `size` tokens drawn from this prior, all of which begin with `begun`. ValueError where
+        the window is too small.
 
         The engine stops a reply at an end token, and this prior goes on: such a row is continued from where it stopped.
         """
         if len(self.prefix) + size > self._model.window:
             raise ValueError(f"{size} tokens after {len(self.prefix)} do not fit into {self._model.window}")
-        texts: list[tuple[int, ...]] = [()] * count
+        texts: list[tuple[int, ...]] = [tuple(begun)[:size]] * count
         while open_ := [row for row, text in enumerate(texts) if len(text) < size][:CHUNK_ROWS]:
             length = min(len(texts[row]) for row in open_)
             rows = [row for row in open_ if len(texts[row]) == length]
@@ -70,15 +73,24 @@ class TextPrior:
 
     @torch.no_grad()
     def redrawn(self, tokens: Sequence[int], count: int, draws: torch.Generator) -> list[list[int]]:
-        """So many texts that differ from this one in at most one token, drawn anew from the prior given what stands
-        before it, at a place drawn uniformly."""
+        """So many texts with one token drawn anew from the prior given what stands before it, at a place drawn
+        uniformly. In the first half it stands in the old one's place; in the second it is put before that, and a token
+        of a place drawn uniformly is taken out, so that what stands between moves along."""
         row = [Context(self.prefix, (), tuple(tokens))]
         logits = self._objective.engine.target_logits(row, self._nothing(1)).logits
         where = torch.randint(len(tokens), (count,), generator=draws)
         which = torch.multinomial(logits.float().softmax(-1).cpu()[where], 1, generator=draws)[:, 0].tolist()
-        return [
-            [*tokens[:place], token, *tokens[place + 1 :]] for place, token in zip(where.tolist(), which, strict=True)
-        ]
+        out = torch.randint(len(tokens), (count,), generator=draws).tolist()
+        texts = []
+        for number, (place, token) in enumerate(zip(where.tolist(), which, strict=True)):
+            text = list(tokens)
+            if 2 * number < count:
+                text[place] = token
+            else:
+                del text[out[number]]
+                text.insert(place, token)
+            texts.append(text)
+        return texts
 
     def _nothing(self, rows: int) -> EmbeddingEdit:
         return no_edit(rows, self._model.hidden_size, self._model.network.dtype, self._model.device)
@@ -153,24 +165,59 @@ def mean_losses(objective: Objective, contexts: Sequence[Context], prompt: Write
 
     @torch.no_grad()
     def losses(candidates: Tensor) -> Tensor:
-        pairs = [(text, context) for text in range(len(candidates)) for context in contexts]
-        bits = []
-        for start in range(0, len(pairs), CHUNK_ROWS):
-            chunk = pairs[start : start + CHUNK_ROWS]
-            edit = prompt.edit(candidates[[text for text, _ in chunk]])
-            bits.append(objective.bits([context for _, context in chunk], edit).double().cpu())
-        return torch.cat(bits).reshape(len(candidates), len(contexts)).mean(1)
+        return _each(candidates, contexts, prompt, objective.bits).mean(1)
 
     return losses
 
 
-def text_problem(prompt: TextPrompt, prior: TextPrior, objective: Objective, contexts: Sequence[Context]) -> Problem:
-    """What `token_search` is given to find a text that works on these contexts."""
+def scores(
+    objective: Objective, contexts: Sequence[Context], prompt: Writes, threshold: float | None
+) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """(texts, n) tokens to (texts,) float64 loss in bits, and (texts,) level at the threshold, over the contexts.
+
+    The loss is what the replies lack to be right, in the mean (`TargetLogits.shortfalls`). Without a threshold nothing
+    counts as right: the loss is the reply's cost, and no level is positive.
+    """
+    if threshold is None:
+        costs = mean_losses(objective, contexts, prompt)
+        return lambda candidates: (costs(candidates), torch.full((len(candidates),), -math.inf))
+
+    def found(some: Sequence[Context], edit: Edit) -> Tensor:
+        return torch.stack(objective.shortfalls(some, edit), 1)
+
+    def scored(candidates: Tensor) -> tuple[Tensor, Tensor]:
+        missing, margins = _each(candidates, contexts, prompt, found).unbind(-1)
+        return missing.mean(1), level(margins, threshold)
+
+    return scored
+
+
+def _each(
+    candidates: Tensor, contexts: Sequence[Context], prompt: Writes,
+    read: Callable[[Sequence[Context], Edit], Tensor],
+) -> Tensor:  # fmt: skip
+    """(texts, contexts, ...) what is read of every text in every context, float64 on the CPU, in chunks of rows."""
+    pairs = [(text, context) for text in range(len(candidates)) for context in contexts]
+    found = []
+    for start in range(0, len(pairs), CHUNK_ROWS):
+        chunk = pairs[start : start + CHUNK_ROWS]
+        edit = prompt.edit(candidates[[text for text, _ in chunk]])
+        found.append(read([context for _, context in chunk], edit).double().cpu())
+    return torch.stack(torch.cat(found).tensor_split(len(candidates)))
+
+
+def text_problem(
+    prompt: TextPrompt, prior: TextPrior, objective: Objective, contexts: Sequence[Context], screening: int,
+    threshold: float | None,
+) -> Problem:  # fmt: skip
+    """What `token_search` is given to find a text that works on these contexts, so many of which it is screened on."""
+    screened = scores(objective, contexts[:screening], prompt, threshold)
     return Problem(
         gradient=token_gradient(objective, contexts),
-        losses=mean_losses(objective, contexts, prompt),
+        scores=scores(objective, contexts, prompt, threshold),
         price_bits=prior.surprisal_bits,
         survives=lambda tokens: prompt.text(tokens) is not None,
         allowed=prompt.allowed,
         redrawn=prior.redrawn,
+        screened=lambda texts: screened(texts)[0],
     )

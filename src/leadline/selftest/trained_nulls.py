@@ -54,7 +54,7 @@ SIZES = {
     "lora": (4,), "tinylora": (16, 256), "text_prompt": (8,), "few_shot": (2, 6),
 }  # fmt: skip
 BUDGET = Budget(240, 40, 20, 1, 8, 1, 8, 512, 16, 1, 2, 12)
-TEXT_BUDGET = TextBudget(8, 12, 16, 8, 8, 8, 8)
+TEXT_BUDGET = TextBudget(8, 12, 16, 6, 8, 2, 8, 8, 8)
 
 
 @dataclass(frozen=True)
