@@ -167,11 +167,12 @@ def test_the_outline_counts_all_stages():
     # two sizes of the behaviour and one of each control; proposals, steps, judged texts and the best on two splits; the
     # best on test items, and what holds on test items and, of the behaviour, on the confirmation's
     texts = outline(RunSpec(family="text_prompt", sizes="8,16"), ["", "matched-0", "uniform-0"])[-2:]
-    assert texts[0].scored == 4 * (8 * (16 + 32 * 32) + 32 * 40 + 80 + 40) + (2 + 2 + 1 + 1) * 32 * 40
-    assert texts[0].passes == 4 * 32 * 8, "one gradient a step"
+    a_search = 8 * 16 + 64 * (2 * 64 + 8 * 8)  # 64 steps, 64 candidates screened on 2 contexts, 8 scored on 8
+    assert texts[0].scored == 4 * (a_search + 64 * 40 + 80 + 40) + (2 + 2 + 1 + 1) * 64 * 40
+    assert texts[0].passes == 4 * 64 * 8, "one gradient a step"
     assert texts[1].scored == 2 * 512 * 5
     loss = outline(RunSpec(family="text_prompt", sizes="8"), [""], exact=False)[4:]
-    assert [line.scored for line in loss] == [8 * (16 + 32 * 32) + 80 + 40], "nothing holds, nothing is drawn blindly"
+    assert [line.scored for line in loss] == [a_search + 80 + 40], "nothing holds, nothing is drawn blindly"
 
 
 def test_the_outline_counts_demonstrations_and_edits():
@@ -182,15 +183,17 @@ def test_the_outline_counts_demonstrations_and_edits():
     assert (few.batches, few.passes) == (6, 0)
     assert few.scored == (2 + 4) * own + 2 * control, "with its k demonstrations a sequence is 1 + k as long"
     edits, blind = outline(RunSpec(family="prompt_edits", sizes="1,2"), tasks)[8:]
-    a_search = 8 * (16 + 32 * 32) + 32 * 40 + 80 + 40
-    assert edits.scored == 3 * a_search + (2 + 2 + 1) * 32 * 40 + 2 * 2 * 40, "the unedited prompt on two splits"
-    assert (edits.batches, edits.passes, blind.scored) == (3, 3 * 32 * 8, 2 * 512 * 5)
+    a_search = 8 * 16 + 64 * (2 * 64 + 8 * 8) + 64 * 40 + 80 + 40
+    assert edits.scored == 3 * a_search + (2 + 2 + 1) * 64 * 40 + 2 * 2 * 40, "the unedited prompt on two splits"
+    assert (edits.batches, edits.passes, blind.scored) == (3, 3 * 64 * 8, 2 * 512 * 5)
 
 
 def test_the_outline_counts_the_texts_that_mixtures_stand_around():
     line = outline(RunSpec(family="vocab_mixture", sizes="4,8", seeds=3), ["", "matched-0"])[0]
-    assert line.batches == 3 * 3 * 2, "three curves, three restarts, two texts each"
-    assert (line.passes, line.scored) == (18 * 32 * 8, 18 * 8 * (16 + 32 * 32))
+    assert line.batches == 3 * 3, "three curves, three restarts"
+    assert (line.passes, line.scored) == (9 * 64 * 8, 9 * (8 * 16 + 64 * (2 * 64 + 8 * 8)))
+    both = outline(RunSpec(family="text_prompt,vocab_mixture", sizes="4,8"), ["", "matched-0"])
+    assert not [line for line in both if "stand around" in line.what], "those that text_prompt finds"
 
 
 def test_the_outline_counts_particles_as_splitting_does():

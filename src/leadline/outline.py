@@ -65,14 +65,17 @@ def outline(spec: RunSpec, tasks: Sequence[str], exact: bool = True, aimed: bool
 
 
 def _anchors(spec: RunSpec, tasks: int) -> list[Line]:
-    """The searches for the texts that restarts stand around: those of `text_prompt` where that has the same sizes."""
+    """The searches for the texts that restarts stand around, but for those that are `text_prompt`'s own."""
     found = []
     for family in spec.family:
         if family in ANCHORED:
-            budget, curves = TEXT_BUDGETS[spec.scale], len(spec.sizes_of(family)) + tasks - 1
+            budget, sizes = TEXT_BUDGETS[spec.scale], spec.sizes_of(family)
+            others = spec.sizes_of("text_prompt") if "text_prompt" in spec.family else ()
+            curves = len(set(sizes) - set(others)) + (tasks - 1 if sizes[:1] != others[:1] else 0)
             searches = curves * spec.seeds
             passes = searches * budget.steps * budget.contexts
-            found.append(Line("search for texts to stand around", searches, passes, searches * budget.scored))
+            if searches:
+                found.append(Line("search for texts to stand around", searches, passes, searches * budget.scored))
     return found
 
 
