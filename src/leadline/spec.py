@@ -20,7 +20,7 @@ Family = Literal[
     "few_shot", "prompt_edits", "soft_edits", "conditional_soft_prompt",
 ]  # fmt: skip
 DEFAULT_SIZES: dict[str, tuple[int, ...]] = {
-    "soft_prompt": (1, 4), "soft_subspace": (16, 64), "vocab_mixture": (8,), "steering": (1, 2), "prefix": (1, 4),
+    "soft_prompt": (1, 4), "soft_subspace": (16, 64), "vocab_mixture": (8, 16), "steering": (1, 2), "prefix": (1, 4),
     "lora": (1,), "tinylora": (1, 16), "text_prompt": (8, 16), "few_shot": (1, 2), "prompt_edits": (1, 2),
     "soft_edits": (1, 4), "conditional_soft_prompt": (1, 4),
 }  # fmt: skip
