@@ -123,7 +123,7 @@ def _asked(work: Work, curve: Curve, seed: int, prior: TextPrior, everywhere: Se
 def asked(work: Work, curve: Curve, seed: int, prior: TextPrior) -> tuple[Pose, Begun]:
     """What a search among all texts of that many tokens asks for: the problem, and where it begins."""
 
-    # Steps are as many as they are because they are cheap: what they go by is priced in the run's own precision.
+    # What is certified is priced in float32; what a search goes by, in the run's own precision, which takes less time.
     rough = TextPrior(work.model, prior.prefix)
 
     def pose(prompt: TextPrompt, contexts: Sequence[Context]) -> Problem:
