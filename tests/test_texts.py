@@ -18,7 +18,7 @@ from leadline.objective import objective_for
 from leadline.priors import generator
 from leadline.slot import Renderer
 from leadline.solvers.token_search import TokenSearch, begin, search
-from leadline.texts import TextPrior, item_free_prefix, mean_losses, scores, text_problem, token_gradient
+from leadline.texts import TextPrior, item_free_prefix, lacking, mean_losses, scores, text_problem, token_gradient
 from models import VOCABULARY, random_model
 
 PREFIX = (1, 3, 9)
@@ -138,18 +138,20 @@ def leads(model, prefix, tokens) -> list[float]:
 def test_a_texts_scores_are_what_its_replies_lack_and_their_level(model) -> None:
     texts = torch.randint(VOCABULARY, (20, 2), generator=generator("texts"))
     every = [[leads(model, (*c.before, *text, *c.after), c.target) for c in CONTEXTS] for text in texts.tolist()]
-    lacking = [[sum(max(0.0, 1 - lead / math.log(2)) for lead in row) for row in rows] for rows in every]
+    wanted = [[sum(max(0.0, 1 - lead / math.log(2)) for lead in row) for row in rows] for rows in every]
     margins = torch.tensor([[min(row) for row in rows] for rows in every]).double()
     objective = objective_for(Engine(model))
     loss, levels = scores(objective, CONTEXTS, TextPrompt(model, []), 0.6)(texts)
-    torch.testing.assert_close(loss, torch.tensor(lacking).double().mean(1), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(loss, torch.tensor(wanted).double().mean(1), rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(
         levels, margins.sort(1).values[:, 1], rtol=1e-5, atol=1e-4
     )  # two of three have to be right
     nothing = no_edit(3, model.hidden_size, model.network.dtype, model.device)
     replied = [model.network(torch.tensor([[*c.before, *c.after]])).logits[0, -1].argmax() for c in CONTEXTS]
     easy = [Context(c.before, c.after, (int(token),)) for c, token in zip(CONTEXTS, replied, strict=True)]
-    assert (objective.shortfalls(easy, nothing)[0] < 1).all()  # what the model says by itself lacks less than the bit
+    assert (
+        lacking(objective.engine.target_logits(easy, nothing))[:, 0] < 1
+    ).all()  # what the model says by itself lacks less than the bit
     cost, none = scores(objective, CONTEXTS, TextPrompt(model, []), None)(texts)
     assert torch.equal(cost, mean_losses(objective, CONTEXTS, TextPrompt(model, []))(texts))
     assert not (none > 0).any()

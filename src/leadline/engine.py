@@ -9,7 +9,6 @@ objectives, priors or solvers.
 from __future__ import annotations
 
 import copy
-import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -60,17 +59,11 @@ class TargetLogits:
     def margins(self) -> Tensor:
         """(rows,) smallest margin of a row's target tokens over their best rival: greedy decoding writes the target
         exactly if and only if it is positive (docs/measurement.md section 2, level function)."""
-        leads = self._leads()
+        leads = self.leads()
         lowest = torch.full((self.num_rows,), float("inf"), device=leads.device)
         return lowest.scatter_reduce(0, self.rows, leads, "amin")
 
-    def shortfalls(self) -> Tensor:
-        """(rows,) bits by which a row's target tokens miss a lead of one bit over their best rival, summed: 0 where
-        every token leads by as much, and a token that leads by more makes up for no other, as it does in `nats`."""
-        missing = (1 - self._leads() / math.log(2)).clamp_min(0)
-        return torch.zeros(self.num_rows, device=missing.device).index_add(0, self.rows, missing)
-
-    def _leads(self) -> Tensor:
+    def leads(self) -> Tensor:
         """(targets,) the logit of each target token less that of its best rival."""
         wanted = self.logits.gather(1, self.targets[:, None])[:, 0]
         rivals = self.logits.scatter(1, self.targets[:, None], float("-inf")).amax(1)

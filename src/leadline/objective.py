@@ -57,12 +57,6 @@ class Objective:
             margins.append(self._settled(part, change, found.clone()))
         return torch.cat(bits), torch.cat(margins)
 
-    def shortfalls(self, contexts: Sequence[Context], edit: Edit) -> tuple[Tensor, Tensor]:
-        """(rows,) bits that the replies lack (`TargetLogits.shortfalls`) and (rows,) margins, without gradients, near
-        ties as rounding has them: for searches, whose finds are evaluated afterwards."""
-        missing, margins = parts.each(self.engine, contexts, edit, _shortfalls_and_margins).T
-        return missing, margins
-
     def _settled(self, contexts: Sequence[Context], edit: Edit, margins: Tensor) -> Tensor:
         close = (margins.abs() < TIE_LOGITS).nonzero()[:, 0].tolist()
         if not close or self._make_exact is None:
@@ -77,11 +71,6 @@ class Objective:
 def _costs_and_margins(logits: TargetLogits) -> Tensor:
     """(rows, 2) nats and margins."""
     return torch.stack([logits.nats(), logits.margins()], 1)
-
-
-def _shortfalls_and_margins(logits: TargetLogits) -> Tensor:
-    """(rows, 2) bits and margins."""
-    return torch.stack([logits.shortfalls(), logits.margins()], 1)
 
 
 def objective_for(engine: Engine) -> Objective:

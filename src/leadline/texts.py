@@ -13,8 +13,9 @@ from typing import final
 import torch
 from torch import Tensor
 
+from leadline import parts
 from leadline.edits import Edit, EmbeddingEdit, no_edit
-from leadline.engine import Context, Engine
+from leadline.engine import Context, Engine, TargetLogits
 from leadline.interventions.base import Writes
 from leadline.interventions.text_prompt import Place, TextPrompt
 from leadline.model import FrozenModel
@@ -175,21 +176,29 @@ def scores(
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """(texts, n) tokens to (texts,) float64 loss in bits, and (texts,) level at the threshold, over the contexts.
 
-    The loss is what the replies lack to be right, in the mean (`TargetLogits.shortfalls`). Without a threshold nothing
-    counts as right: the loss is the reply's cost, and no level is positive.
+    The loss is what the replies lack to be right, in the mean, near ties as rounding has them. Without a threshold
+    nothing counts as right: the loss is the reply's cost, and no level is positive.
     """
     if threshold is None:
         costs = mean_losses(objective, contexts, prompt)
         return lambda candidates: (costs(candidates), torch.full((len(candidates),), -math.inf))
 
     def found(some: Sequence[Context], edit: Edit) -> Tensor:
-        return torch.stack(objective.shortfalls(some, edit), 1)
+        return parts.each(objective.engine, some, edit, lacking)
 
     def scored(candidates: Tensor) -> tuple[Tensor, Tensor]:
         missing, margins = _each(candidates, contexts, prompt, found).unbind(-1)
         return missing.mean(1), level(margins, threshold)
 
     return scored
+
+
+def lacking(logits: TargetLogits) -> Tensor:
+    """(rows, 2) bits by which a row's target tokens miss a lead of one bit over their best rival, summed, and margins.
+    0 bits where every token leads by as much; one that leads by more makes up for no other, as it does in a cost."""
+    missing = (1 - logits.leads() / math.log(2)).clamp_min(0)
+    bits = torch.zeros(logits.num_rows, device=missing.device).index_add(0, logits.rows, missing)
+    return torch.stack([bits, logits.margins()], 1)
 
 
 def _each(
