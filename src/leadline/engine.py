@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -59,10 +59,10 @@ class TargetLogits:
     def margins(self) -> Tensor:
         """(rows,) smallest margin of a row's target tokens over their best rival: greedy decoding writes the target
         exactly if and only if it is positive (docs/measurement.md section 2, level function)."""
-        leads = self.leads()
-        lowest = torch.full((self.num_rows,), float("inf"), device=leads.device)
-        return lowest.scatter_reduce(0, self.rows, leads, "amin")
+        lowest = torch.full((self.num_rows,), float("inf"), device=self.leads.device)
+        return lowest.scatter_reduce(0, self.rows, self.leads, "amin")
 
+    @cached_property
     def leads(self) -> Tensor:
         """(targets,) the logit of each target token less that of its best rival."""
         wanted = self.logits.gather(1, self.targets[:, None])[:, 0]

@@ -196,7 +196,7 @@ def scores(
 def lacking(logits: TargetLogits) -> Tensor:
     """(rows, 2) bits by which a row's target tokens miss a lead of one bit over their best rival, summed, and margins.
     0 bits where every token leads by as much; one that leads by more makes up for no other, as it does in a cost."""
-    missing = (1 - logits.leads() / math.log(2)).clamp_min(0)
+    missing = (1 - logits.leads / math.log(2)).clamp_min(0)
     bits = torch.zeros(logits.num_rows, device=missing.device).index_add(0, logits.rows, missing)
     return torch.stack([bits, logits.margins()], 1)
 
