@@ -145,7 +145,7 @@ def text_run(
     )
     how = TokenSearch(label, beta=0.03, top_k=32, candidates=CANDIDATES, passed=CANDIDATES)
     state = begin(problem, how, prior.sample(calls // 4, generator("proposals", label)).tolist())
-    while state.scored + 2 * state.step + CANDIDATES + 2 <= calls:
+    while len(state.texts) + 2 * state.step + CANDIDATES + 2 <= calls:
         search(problem, how, state.step + 1, state)
     return text_mass(prior, torch.tensor(state.kept, dtype=torch.int64).view(-1, len(prior.log_p_nats)))
 

@@ -107,7 +107,7 @@ def test_the_same_call_does_no_work_twice_and_keeps_the_texts(tiny, run):
 
 
 def test_a_search_goes_on_from_its_checkpoint(tmp_path):
-    state = State(3, 0.1 / 3, [1, 2], math.inf, 1 / 3, False, [2, 2], 0.25, math.inf, 17, 40, [[1, 2], [2, 2]])
+    state = State(3, 0.1 / 3, 40, [[1, 2], [2, 2]], [math.inf, 1 / 3], [0.25, math.inf], [True, False], [2, 1])
     with_run = open_run(tmp_path / "run")
     try:
         checkpoint = Checkpoint(with_run, "b", Reporter())

@@ -159,9 +159,9 @@ def test_a_texts_scores_are_what_its_replies_lack_and_their_level(model) -> None
 
 def test_texts_near_by_come_from_the_prior_in_place_and_moved_along(model) -> None:
     tokens, prior = [7, 8, 9, 10], TextPrior(model, PREFIX)
-    texts = prior.redrawn(tokens, 4000, generator("near"))
+    texts = prior.redrawn(tokens, 8000, generator("near"))
     assert all(len(text) == 4 for text in texts)
-    in_place, moved = texts[:2000], texts[2000:]
+    in_place, moved = texts[:4000:2], texts[1:4000:2]
     assert all(sum(new != old for new, old in zip(text, tokens, strict=True)) <= 1 for text in in_place)
     # A token at the first place is drawn given the prefix alone, and one at the third given the two before it.
     for at, before in ((0, ()), (2, (7, 8))):
@@ -180,6 +180,38 @@ def test_texts_near_by_come_from_the_prior_in_place_and_moved_along(model) -> No
             for old in range(4)
         )
     assert any(text[1:] == tokens[:3] and text[0] != 7 for text in moved)
+
+
+def test_spans_near_by_are_drawn_token_after_token_at_one_place(model) -> None:
+    tokens, prior = [7, 8, 9, 10, 11], TextPrior(model, PREFIX)
+    met: set[tuple[int, int]] = set()
+    for number in range(60):
+        texts = prior.redrawn(tokens, 64, generator("spans", number))[32:]
+        assert all(len(text) == 5 for text in texts)
+        changed = [[at for at in range(5) if text[at] != tokens[at]] for text in texts[::2]]
+        first, last = min(map(min, filter(None, changed))), max(map(max, filter(None, changed)))
+        met.add((first, last - first + 1))
+        # what moves along: all but the span are the old tokens in their order
+        for text in texts[1::2]:
+            assert any(
+                [*text[:new], *text[new + length :]] == [*tokens[:old], *tokens[old + length :]]
+                for length in (2, 3, 4)
+                for new in range(6 - length)
+                for old in range(6 - length)
+            )
+    # lengths 2 to 4 at every place that they fit in, now and then shorter where a draw is the old token
+    assert met >= {(0, 2), (3, 2), (0, 3), (2, 3), (0, 4), (1, 4)}
+    assert all(length <= 4 for _, length in met)
+    # the second token of a span is drawn given the first
+    draws = (generator("pairs", number) for number in itertools.count())
+    pairs = [text[:2] for draw in itertools.islice(draws, 400) for text in prior.redrawn(tokens, 64, draw)[32::2]]
+    begun = [pair for pair in pairs if pair[0] != 7]
+    token = max({pair[0] for pair in begun}, key=lambda token: sum(pair[0] == token for pair in begun))
+    with torch.no_grad():
+        wanted = model.network(torch.tensor([[*PREFIX, token]])).logits[0, -1].softmax(-1)
+    after = torch.tensor([pair[1] for pair in begun if pair[0] == token])
+    found = torch.bincount(after, minlength=VOCABULARY) / len(after)
+    assert float((found - wanted).abs().max()) < 4 * math.sqrt(float(wanted.max()) / len(after))
 
 
 def test_a_text_that_is_begun_goes_on_as_the_prior_does(model) -> None:
@@ -209,8 +241,9 @@ def test_a_search_on_the_tiny_model_finds_a_text_that_holds_elsewhere(tiny_model
     how = TokenSearch("test", 0.0, top_k=16, candidates=32, passed=32)
     drawn = prior.sample(32, 8, generator("proposals"))
     state = search(problem, how, 6, begin(problem, how, drawn))
-    assert state.scored <= 32 * 7
-    text = prompt.text(state.best)
+    assert len(state.texts) <= 32 * 7
+    best = state.texts[state.best]
+    text = prompt.text(best)
     assert text is not None
     assert text.isprintable()
 
@@ -219,10 +252,10 @@ def test_a_search_on_the_tiny_model_finds_a_text_that_holds_elsewhere(tiny_model
         return objective_for(Engine(model)).evaluate(rows, nothing)[0].double()
 
     typed = [Context((), renderer.chat_with(chat, text), target) for chat in chats]
-    found = mean_losses(objective, held, prompt)(torch.tensor([state.best]))
+    found = mean_losses(objective, held, prompt)(torch.tensor([best]))
     assert float(found) < 0.5 * float(bits(held).mean())
     torch.testing.assert_close(found[0], bits(typed[4:]).mean(), rtol=1e-5, atol=1e-4)
-    assert state.best_loss == pytest.approx(float(bits(typed[:4]).mean()), rel=1e-4)
+    assert state.losses[state.best] == pytest.approx(float(bits(typed[:4]).mean()), rel=1e-4)
 
-    price = float(prior.surprisal_bits(torch.tensor([state.best])))
-    assert price == pytest.approx(chain_bits(model, contexts[0].before, state.best), rel=1e-4)
+    price = float(prior.surprisal_bits(torch.tensor([best])))
+    assert price == pytest.approx(chain_bits(model, contexts[0].before, best), rel=1e-4)

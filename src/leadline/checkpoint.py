@@ -22,7 +22,6 @@ from leadline.records import Run
 from leadline.solvers.base import State
 from leadline.solvers.token_search import State as TextState
 
-FLOATS = ("beta", "loss", "price", "best_loss", "best_price")  # of a token search, written so that none is rounded
 EVERY_SECONDS = 20.0
 WRITING_TIMES = 20.0  # as long as a write took, at least, until the next one
 
@@ -104,12 +103,12 @@ class Checkpoint:
 
     def texts(self, state: TextState, steps: int, now: bool = False) -> None:
         """After each step of a token search: reports, and saves when it is time."""
-        best = f"{state.best_price:.3g} bits of text" if state.kept else f"a loss of {state.best_loss:.3g} bits"
-        self._reporter.progress(state.step, steps, f"{best}, {len(state.kept)} texts work")
+        price, loss, kept = state.prices[state.best], state.losses[state.best], sum(state.works)
+        best = f"{price:.3g} bits of text" if kept else f"a loss of {loss:.3g} bits"
+        self._reporter.progress(state.step, steps, f"{best}, {kept} texts work")
         if self._due(now):
-            note = {**asdict(state), **{name: repr(getattr(state, name)) for name in FLOATS}}
-            held = {"state": json.dumps(note), "seconds": repr(self.seconds)}
-            self._write({"tokens": np.asarray(state.tokens)}, held)
+            note = {"state": json.dumps(asdict(state)), "seconds": repr(self.seconds)}
+            self._write({"step": np.asarray(state.step)}, note)
 
     def restore_texts(self) -> TextState | None:
         """The state of a token search that was stopped, or None."""
@@ -117,8 +116,7 @@ class Checkpoint:
         if found is None:
             return None
         self._before = float(found[1]["seconds"])
-        note = json.loads(found[1]["state"])
-        return TextState(**{**note, **{name: float(note[name]) for name in FLOATS}})
+        return TextState(**json.loads(found[1]["state"]))
 
     def _due(self, now: bool) -> bool:
         return now or time.monotonic() - self._saved > max(EVERY_SECONDS, WRITING_TIMES * self._writing)

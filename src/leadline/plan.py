@@ -81,8 +81,8 @@ class TextBudget:
 
 TEXT_BUDGETS: dict[Scale, TextBudget] = {
     "ci": TextBudget(24, 24, 16, 6, 8, 2, 8, 16, 16),
-    "default": TextBudget(64, 64, 64, 8, 8, 2, 16, 64, 32),
-    "full": TextBudget(400, 128, 128, 16, 16, 2, 64, 128, 128),
+    "default": TextBudget(64, 64, 64, 4, 16, 2, 16, 64, 32),
+    "full": TextBudget(400, 128, 128, 8, 32, 2, 64, 128, 128),
 }
 WRITE_EMBEDDINGS = ("soft_prompt", "soft_subspace", "vocab_mixture", "soft_edits")  # families whose rows share a batch
 COUNTED_IN_DIMENSIONS = ("soft_subspace", "tinylora")  # families whose size is the dimension of their latent

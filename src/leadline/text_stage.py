@@ -35,7 +35,7 @@ from leadline.texts import Ragged, TextPrior, item_free_prefix, padded, text_pro
 from leadline.work import Work
 
 FAMILY = "text_prompt"
-BETA = 0.03  # bits of loss that a bit of text is worth to the search: first a text that works, then a cheaper one
+BETA = 0.2  # bits of loss that a bit of text is worth to the search at first: cheap texts, then ones that work
 PLACES = 12  # contexts in which every candidate is typed; all contexts in which a text has to be right before it counts
 ASKED = (
     "{}", "Say: {}\n", "Repeat after me: {}\n", "Answer every question with the words {}.", "Repeat: {}\n{}\n",
@@ -178,10 +178,10 @@ def climbed(
             search(problem, how, budget.steps, state, lambda now: checkpoint.texts(now, budget.steps))
             change = EmbeddingEdit(torch.zeros(1, curve.size, work.model.hidden_size), (curve.size,))
             trained = budget.contexts * state.step
-            scored = budget.contexts * state.scored + budget.screening * state.screened
+            scored = budget.contexts * len(state.texts) + budget.screening * state.screened
             flops = work.flops(work.task(curve.task), trained, scored, change)
             work.write(key, {
-                "points": [], "best": state.best, "kept": state.kept, "step": state.step, "flops": flops,
+                "points": [], "best": state.texts[state.best], "kept": state.kept, "step": state.step, "flops": flops,
                 "seconds": repr(checkpoint.seconds),
             })  # fmt: skip
     return work.run.cell(key) or {}

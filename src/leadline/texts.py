@@ -74,29 +74,34 @@ class TextPrior:
 
     @torch.no_grad()
     def redrawn(self, tokens: Sequence[int], count: int, draws: torch.Generator) -> list[list[int]]:
-        """So many texts with one token drawn anew from the prior given what stands before it, at a place drawn
-        uniformly. In the first half it stands in the old one's place; in the second it is put before that, and a token
-        of a place drawn uniformly is taken out, so that what stands between moves along."""
-        row = [Context(self.prefix, (), tuple(tokens))]
+        """So many texts with a span of tokens drawn anew from the prior given what stands before it.
+
+        In half of them one token, at a place of its own; in the others two to SPAN, at one place for all. Every second
+        span stands in the old one's place; the others are put before that, and as many tokens are taken out at a place
+        drawn uniformly, so that what stands between moves along.
+        """
+        row, single = [Context(self.prefix, (), tuple(tokens))], count - count // 2
         logits = self._objective.engine.target_logits(row, self._nothing(1)).logits
-        where = torch.randint(len(tokens), (count,), generator=draws)
-        which = torch.multinomial(logits.float().softmax(-1).cpu()[where], 1, generator=draws)[:, 0].tolist()
-        out = torch.randint(len(tokens), (count,), generator=draws).tolist()
+        places = torch.randint(len(tokens), (single,), generator=draws)
+        ones = torch.multinomial(logits.float().softmax(-1).cpu()[places], 1, generator=draws).tolist()
+        spans = list(zip(places.tolist(), ones, strict=True))
+        length = min(int(torch.randint(2, SPAN + 1, (), generator=draws)), len(tokens))
+        place = int(torch.randint(len(tokens) - length + 1, (), generator=draws))
+        more = self.sample(count - single, place + length, draws, tokens[:place])
+        spans += [(place, list(text[place:])) for text in more]
         texts = []
-        for number, (place, token) in enumerate(zip(where.tolist(), which, strict=True)):
-            text = list(tokens)
-            if 2 * number < count:
-                text[place] = token
-            else:
-                del text[out[number]]
-                text.insert(place, token)
-            texts.append(text)
+        for number, (place, span) in enumerate(spans):
+            old = place if number % 2 == 0 else int(torch.randint(len(tokens) - len(span) + 1, (), generator=draws))
+            kept = [token if not old <= at < old + len(span) else None for at, token in enumerate(tokens)]
+            mixed = [*kept[:place], *span, *kept[place:]]
+            texts.append([token for token in mixed if token is not None])
         return texts
 
     def _nothing(self, rows: int) -> EmbeddingEdit:
         return no_edit(rows, self._model.hidden_size, self._model.network.dtype, self._model.device)
 
 
+SPAN = 4  # tokens of a text, at most, that are drawn anew together
 PAD = -1  # stands where a text of a batch is shorter than the longest one
 
 

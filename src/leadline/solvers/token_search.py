@@ -1,19 +1,20 @@
-"""token_search: texts that do what is asked, and then cheaper ones, by changing one place at a time.
+"""token_search: texts that do what is asked, and then cheaper ones, by changing the most promising text met so far.
 
-Greedy coordinate gradient (GCG: Zou and others, 2307.15043, algorithm 1). The gradient with respect to the one-hot
-rows of the text ranks the tokens of every position; single swaps out of the best ranks are drawn, scored by forward
-passes, and the best of them is the next text. Beyond the paper: it has to be better than the last one; a text has a
-price (its surprisal under a prior) that is added to the loss, times a beta that rises while the text does what is asked
-and falls while it does not, so that the search stays where texts just work; half of what is tried comes from the prior,
-with tokens moved along; candidates are screened on a few contexts first; and what could not be typed is never paid for.
-Knows closures over tokens, and no model, slot or prior. What it finds is a text and no bound.
+The changes are those of greedy coordinate gradient (GCG: Zou and others, 2307.15043, algorithm 1): the gradient with
+respect to the one-hot rows of a text ranks the tokens of every position, single swaps out of the best ranks are drawn,
+and scored by forward passes. Beyond the paper: the search is best-first, so that a text whose neighbours have been
+tried gives way to the next best of all that were ever scored, and no minimum of single swaps holds it; a text has a
+price (its surprisal under a prior) that is added to the loss, times a beta that makes as many of the texts it changes
+work as not, so that it stays where texts just work; half of what is tried comes from the prior; candidates are screened
+on a few contexts first; and what could not be typed is never paid for. Knows closures over tokens, and no model, slot
+or prior. What it finds is a text and no bound.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -45,8 +46,10 @@ class Problem:
     screened: Callable[[Tensor], Tensor] | None = None
 
 
-# What beta is multiplied by after a step that ends at a text that works, and after one that does not.
-DEARER, CHEAPER = 1.2, 1 / 1.03
+# What beta is multiplied by after a text that works was changed, and after one that does not.
+DEARER, CHEAPER = 1.3, 1 / 1.05
+WIDE = 4.0  # how far from beta a step's own one may lie, as a factor: texts that are good for different prices are changed
+TRIES = 2  # times that a text is changed before all others have been
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class TokenSearch:
     beta:       bits of loss that a bit of price is worth at first: the objective is loss + beta * price. It stays as it
                 is until a text does what is asked. At 0 no price is asked for
     top_k:      tokens a position that a swap is drawn from
-    candidates: texts tried a step; doubles and those that do not survive are dropped
+    candidates: texts tried a step; doubles, those met before and those that do not survive are dropped
     passed:     of those, at most so many are scored, the best as they are screened
     """
 
@@ -72,42 +75,54 @@ class TokenSearch:
 class State:
     """All that a search needs to go on after it was stopped; plain data.
 
-    step:       steps done
-    beta:       of the next step
-    tokens:     the text that the next step changes, its loss in bits, its price in bits, and whether its level was
-                positive
-    best:       the cheapest text so far that did what is asked; before there is one, the text of the lowest loss
-    scored:     texts that were scored so far;  screened: that were screened
-    kept:       distinct texts of a positive level, in the order they were met
+    step:     steps done;  beta: of the next one;  screened: texts that were screened so far
+    texts:    all that were scored, each once, in the order they were met
+    losses, prices, works, changed: of each, its loss and its price in bits, whether its level was positive, and in how
+              many steps it was the text to change
     """
 
     step: int
     beta: float
-    tokens: list[int]
-    loss: float
-    price: float
-    holds: bool
-    best: list[int]
-    best_loss: float
-    best_price: float
-    scored: int
-    screened: int
-    kept: list[list[int]]
+    screened: int = 0
+    texts: list[list[int]] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    prices: list[float] = field(default_factory=list)
+    works: list[bool] = field(default_factory=list)
+    changed: list[int] = field(default_factory=list)
+
+    @property
+    def best(self) -> int:
+        """Place of the cheapest text that does what is asked; before there is one, of that of the lowest loss."""
+        found = [place for place, works in enumerate(self.works) if works]
+        if found:
+            return min(found, key=self.prices.__getitem__)
+        return min(range(len(self.texts)), key=self.losses.__getitem__)
+
+    @property
+    def kept(self) -> list[list[int]]:
+        """The texts that do what is asked."""
+        return [text for text, works in zip(self.texts, self.works, strict=True) if works]
+
+    def next(self, beta: float) -> int:
+        """Place of the text that a step at this beta changes: of those changed the fewest times TRIES, the best."""
+
+        def rank(place: int) -> tuple[int, float]:
+            return self.changed[place] // TRIES, self.losses[place] + _priced(beta, self.prices[place])
+
+        return min(range(len(self.texts)), key=rank)
 
 
 def begin(problem: Problem, how: TokenSearch, proposals: Sequence[Sequence[int]]) -> State:
-    """The state before the first step: the best of the proposals, which all have one length.
+    """The state before the first step: all proposals, which have one length, scored.
 
     ValueError: no proposal is a text, or fewer than two tokens are allowed.
     """
     if int(problem.allowed.sum()) < 2:
         raise ValueError("a swap needs at least two allowed tokens")
-    texts = [list(text) for text in dict.fromkeys(map(tuple, proposals)) if problem.survives(text)]
-    if not texts:
+    state = State(0, how.beta)
+    _score(problem, state, proposals, len(proposals), how.beta)
+    if not state.texts:
         raise ValueError(f"none of the {len(proposals)} proposals is a text that can be typed at the slot")
-    first, inf = texts[0], math.inf
-    state = State(0, how.beta, first, inf, inf, False, first, inf, inf, 0, 0, [])
-    _move(problem, state, texts, len(texts))
     return state
 
 
@@ -118,22 +133,20 @@ def search(
     state: State,
     after_step: Callable[[State], None] = lambda state: None,
 ) -> State:
-    """Runs a search to `steps`, changing `state` in place; calls `after_step` after each, to save and to report.
-
-    A step none of whose candidates survives, or is better than the text it changes, leaves that where it is.
-    """
+    """Runs a search to `steps`, changing `state` in place; calls `after_step` after each, to save and to report."""
     while state.step < steps:
-        gradient = problem.gradient(torch.tensor(state.tokens))
         draws = generator("token search", how.label, state.step)
+        beta = state.beta * WIDE ** (2 * float(torch.rand((), generator=draws)) - 1)
+        place = state.next(beta)
+        tokens = state.texts[place]
+        gradient = problem.gradient(torch.tensor(tokens))
         half = how.candidates if problem.redrawn is None else math.ceil(how.candidates / 2)
-        drawn = swaps(gradient, state.tokens, problem.allowed, how.top_k, half, draws)
+        drawn = swaps(gradient, tokens, problem.allowed, how.top_k, half, draws)
         if problem.redrawn is not None:
-            drawn += problem.redrawn(state.tokens, how.candidates - half, draws)
-        texts = [list(text) for text in dict.fromkeys(map(tuple, drawn)) if list(text) != state.tokens]
-        texts = [text for text in texts if problem.survives(text)]
-        _move(problem, state, texts, how.passed)
-        if state.kept:
-            state.beta *= DEARER if state.holds else CHEAPER
+            drawn += problem.redrawn(tokens, how.candidates - half, draws)
+        _score(problem, state, drawn, how.passed, beta)
+        state.changed[place] += 1
+        state.beta *= DEARER if state.works[place] else CHEAPER
         state.step += 1
         after_step(state)
     return state
@@ -161,41 +174,34 @@ def swaps(
     return [list(text) for text in texts]
 
 
-def _move(problem: Problem, state: State, texts: list[list[int]], most: int) -> None:
-    """Scores at most so many of the texts, moves to the best of them, and remembers what is to be remembered."""
+def _score(problem: Problem, state: State, drawn: Sequence[Sequence[int]], most: int, beta: float) -> None:
+    """Scores at most so many of the texts, the best as they are screened, and adds them to those met."""
+    met = set(map(tuple, state.texts))
+    texts = [list(text) for text in dict.fromkeys(map(tuple, drawn)) if text not in met and problem.survives(text)]
     if not texts:
         return
-    beta = state.beta
     candidates = torch.tensor(texts)
     prices = problem.price_bits(candidates).double().cpu()
     if problem.screened is not None and len(texts) > most:
         state.screened += len(texts)
-        coarse = _number(problem.screened(candidates)) + _priced(beta, prices)
-        passed = coarse.argsort(stable=True)[:most]
+        coarse = _number(problem.screened(candidates))
+        promise = [loss + _priced(beta, price) for loss, price in zip(coarse, prices.tolist(), strict=True)]
+        passed = sorted(range(len(texts)), key=promise.__getitem__)[:most]
         candidates, prices = candidates[passed], prices[passed]
     losses, levels = problem.scores(candidates)
-    losses = _number(losses)
-    state.scored += len(candidates)
-    objectives = losses + _priced(beta, prices)
-    lowest = int(objectives.argmin())
-    met = list(zip(candidates.tolist(), losses.tolist(), prices.tolist(), (levels > 0).tolist(), strict=True))
-    for text, loss, price, holds in met:
-        if holds and text not in state.kept:
-            better = not state.kept or price < state.best_price
-            state.kept.append(text)
-        else:
-            better = not state.kept and loss < state.best_loss
-        if better:
-            state.best, state.best_loss, state.best_price = text, loss, price
-    if float(objectives[lowest]) < state.loss + (beta * state.price if beta > 0.0 else 0.0):
-        state.tokens, state.loss, state.price, state.holds = met[lowest]
+    state.texts += candidates.tolist()
+    state.losses += _number(losses)
+    state.prices += prices.tolist()
+    state.works += (levels > 0).tolist()
+    state.changed += [0] * len(candidates)
 
 
-def _number(found: Tensor) -> Tensor:
-    """Float64 on the CPU; what is no number is out of reach."""
-    return torch.nan_to_num(found.double().cpu(), nan=math.inf, posinf=math.inf)
+def _number(found: Tensor) -> list[float]:
+    """What is no number is out of reach."""
+    numbers: list[float] = torch.nan_to_num(found.double().cpu(), nan=math.inf, posinf=math.inf).tolist()
+    return numbers
 
 
-def _priced(beta: float, prices: Tensor) -> Tensor:
-    """What the prices are worth; a price out of reach times no beta is nothing."""
-    return beta * prices if beta > 0.0 else torch.zeros_like(prices)
+def _priced(beta: float, price: float) -> float:
+    """What a price is worth; one out of reach times no beta is nothing."""
+    return beta * price if beta > 0.0 else 0.0
