@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from leadline.priors import generator, normal
-from leadline.solvers.token_search import DEARER, TRIES, Problem, State, TokenSearch, begin, search, swaps
+from leadline.solvers.token_search import CHEAPER, DEARER, TRIES, WIDE, Problem, State, TokenSearch, begin, search, swaps
 
 VOCABULARY, LENGTH = 12, 3
 COSTS = 5 * normal((LENGTH, VOCABULARY), "costs")
@@ -70,7 +70,7 @@ def test_the_best_proposal_is_where_it_starts() -> None:
     wanted = min(proposals, key=lambda text: float(total(COSTS, torch.tensor(text))))
     state = begin(problem(), how(), [*proposals, proposals[0]])
     assert state.texts == proposals
-    assert state.texts[state.best] == state.texts[state.next] == wanted
+    assert state.texts[state.best] == state.texts[state.next(0.0)] == wanted
 
 
 def test_swaps_change_one_token_to_one_of_the_best_allowed() -> None:
@@ -110,6 +110,17 @@ def test_what_cannot_be_typed_is_never_paid_for() -> None:
         begin(problem(allowed=[4]), how(), [(4, 4, 4)])
 
 
+def changes(given: Problem, settings: TokenSearch, state: State, steps: int) -> list[tuple[int, float]]:
+    """Which text each step changes, and what it multiplies beta by."""
+    told = []
+    for _ in range(steps):
+        before, beta = list(state.changed), state.beta
+        search(given, settings, state.step + 1, state)
+        (place,) = [at for at, times in enumerate(before) if state.changed[at] > times]
+        told.append((place, state.beta / beta if beta else 1.0))
+    return told
+
+
 def test_a_text_whose_neighbours_were_tried_gives_way_to_the_next_best() -> None:
     """Four texts are better than all others by far: each of them is changed before one of the others is."""
     stuck = [[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0]]
@@ -119,13 +130,25 @@ def test_a_text_whose_neighbours_were_tried_gives_way_to_the_next_best() -> None
         return torch.tensor([deep.get(tuple(text), float(total(COSTS, torch.tensor(text)))) for text in texts.tolist()])
 
     given, settings = problem(losses), how(candidates=4, passed=4)
-    seen: list[list[int]] = []
-    state = begin(given, settings, stuck)
-    for _ in range(5 * TRIES):
-        seen.append(state.texts[state.next])
-        search(given, settings, state.step + 1, state)
-    assert seen[: 4 * TRIES] == [text for text in stuck for _ in range(TRIES)]
-    assert all(tuple(text) not in deep for text in seen[4 * TRIES :])
+    places = [place for place, _ in changes(given, settings, begin(given, settings, stuck), 5 * TRIES)]
+    assert places[: 4 * TRIES] == [place for place in range(4) for _ in range(TRIES)]
+    assert min(places[4 * TRIES :]) >= 4
+
+
+def test_texts_that_are_best_at_betas_near_by_are_changed() -> None:
+    """Two texts, equally good at beta 1, one of them dear: each step's own beta says which of them is changed."""
+    given = replace(problem(lambda texts: -total(PRICES, texts)), survives=lambda tokens: list(tokens) in pair)
+    order = total(PRICES, EVERY).argsort()
+    pair = [EVERY[order[0]].tolist(), EVERY[order[-1]].tolist()]
+    settings, seen = how(1.0), set()
+    for step in range(20):
+        state = begin(given, settings, pair)
+        state.step = step
+        ((place, _),) = changes(given, settings, state, 1)
+        seen.add(place)
+        dearer = WIDE ** (2 * float(torch.rand((), generator=generator("token search", "test", step))) - 1)
+        assert place == (0 if dearer > 1 else 1)
+    assert seen == {0, 1}
 
 
 def test_a_step_without_a_text_or_a_number_finds_nothing() -> None:
@@ -175,14 +198,10 @@ def test_the_cheapest_text_that_works_is_found_whatever_beta_it_begins_with(beta
 def test_beta_rises_after_a_text_that_works_was_changed_and_falls_after_one_that_does_not() -> None:
     given, settings = problem(levels=works), how(0.5, top_k=VOCABULARY, candidates=24, passed=24)
     state = begin(given, settings, [(0, 0, 0)])
-    told: set[tuple[bool, bool]] = set()
-    for _ in range(30):
-        before, place = state.beta, state.next
-        search(given, settings, state.step + 1, state)
-        works_now, any_works = state.works[place], bool(state.kept)
-        told.add((works_now, any_works))
-        assert state.beta / before == pytest.approx((DEARER if works_now else 1 / DEARER) if any_works else 1.0)
-    assert told >= {(True, True), (False, True)}
+    told = changes(given, settings, state, 30)
+    assert {state.works[place] for place, _ in told} == {True, False}
+    for place, ratio in told:
+        assert ratio == pytest.approx(DEARER if state.works[place] else CHEAPER)
 
 
 def test_only_the_best_as_screened_are_scored() -> None:
