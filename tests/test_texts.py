@@ -191,14 +191,18 @@ def test_spans_near_by_are_drawn_token_after_token_at_one_place(model) -> None:
         changed = [[at for at in range(5) if text[at] != tokens[at]] for text in texts[::2]]
         first, last = min(map(min, filter(None, changed))), max(map(max, filter(None, changed)))
         met.add((first, last - first + 1))
-        # what moves along: all but the span are the old tokens in their order
-        for text in texts[1::2]:
-            assert any(
-                [*text[:new], *text[new + length :]] == [*tokens[:old], *tokens[old + length :]]
-                for length in (2, 3, 4)
-                for new in range(6 - length)
-                for old in range(6 - length)
+        # what moves along: all but the span are the old tokens in their order, and the span is as long in all of them
+        assert any(
+            all(
+                any(
+                    [*text[:new], *text[new + length :]] == [*tokens[:old], *tokens[old + length :]]
+                    for new in range(6 - length)
+                    for old in range(6 - length)
+                )
+                for text in texts[1::2]
             )
+            for length in (2, 3, 4)
+        )
     # lengths 2 to 4 at every place that they fit in, now and then shorter where a draw is the old token
     assert met >= {(0, 2), (3, 2), (0, 3), (2, 3), (0, 4), (1, 4)}
     assert all(length <= 4 for _, length in met)
@@ -212,6 +216,13 @@ def test_spans_near_by_are_drawn_token_after_token_at_one_place(model) -> None:
     after = torch.tensor([pair[1] for pair in begun if pair[0] == token])
     found = torch.bincount(after, minlength=VOCABULARY) / len(after)
     assert float((found - wanted).abs().max()) < 4 * math.sqrt(float(wanted.max()) / len(after))
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+@pytest.mark.parametrize("count", [0, 1, 2, 8])
+def test_short_texts_have_texts_near_by(model, length, count) -> None:
+    texts = TextPrior(model, PREFIX).redrawn([7, 8, 9][:length], count, generator("short"))
+    assert [len(text) for text in texts] == [length] * count
 
 
 def test_a_text_that_is_begun_goes_on_as_the_prior_does(model) -> None:

@@ -165,7 +165,8 @@ def climbed(
     key = work.key("climbed", label)
     if not work.done(key):
         prompt = TextPrompt(work.model, everywhere[:: max(1, len(everywhere) // PLACES)])
-        problem = pose(prompt, work.task(curve.task).contexts("train")[: budget.contexts])
+        contexts = work.task(curve.task).contexts("train")[: budget.contexts]
+        problem = pose(prompt, contexts)
         how = TokenSearch(label, beta, budget.top_k, budget.candidates, budget.passed)
         work.reporter.stage(f"search for a text, {label}")
         checkpoint = Checkpoint(work.run, digest([work.hash, key]), work.reporter)
@@ -177,8 +178,8 @@ def climbed(
         else:
             search(problem, how, budget.steps, state, lambda now: checkpoint.texts(now, budget.steps))
             change = EmbeddingEdit(torch.zeros(1, curve.size, work.model.hidden_size), (curve.size,))
-            trained = budget.contexts * state.step
-            scored = budget.contexts * len(state.texts) + budget.screening * state.screened
+            items = len(contexts)
+            trained, scored = items * state.step, items * len(state.texts) + budget.screening * state.screened
             flops = work.flops(work.task(curve.task), trained, scored, change)
             work.write(key, {
                 "points": [], "best": state.texts[state.best], "kept": state.kept, "step": state.step, "flops": flops,

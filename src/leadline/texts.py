@@ -74,7 +74,7 @@ class TextPrior:
 
     @torch.no_grad()
     def redrawn(self, tokens: Sequence[int], count: int, draws: torch.Generator) -> list[list[int]]:
-        """So many texts with a span of tokens drawn anew from the prior given what stands before it.
+        """So many texts with a span of tokens drawn anew from the prior given what stood before its place.
 
         In half of them one token, at a place of its own; in the others two to SPAN, at one place for all. Every second
         span stands in the old one's place; the others are put before that, and as many tokens are taken out at a place

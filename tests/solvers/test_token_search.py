@@ -13,7 +13,19 @@ import torch
 from torch import Tensor
 
 from leadline.priors import generator, normal
-from leadline.solvers.token_search import CHEAPER, DEARER, TRIES, WIDE, Problem, State, TokenSearch, begin, search, swaps
+from leadline.solvers.token_search import (
+    CHEAPER,
+    DEARER,
+    LEAST,
+    TRIES,
+    WIDE,
+    Problem,
+    State,
+    TokenSearch,
+    begin,
+    search,
+    swaps,
+)
 
 VOCABULARY, LENGTH = 12, 3
 COSTS = 5 * normal((LENGTH, VOCABULARY), "costs")
@@ -224,19 +236,32 @@ def test_only_the_best_as_screened_are_scored() -> None:
     assert (len(state.texts), state.screened) == (17, sum(map(len, seen)))
 
 
-def test_a_stopped_search_goes_on_to_the_same_state() -> None:
-    settings = how(0.5)
-    told: list[State] = []
-    whole = search(
-        problem(levels=works),
-        settings,
-        9,
-        begin(problem(levels=works), settings, [(0, 0, 0)]),
-        lambda s: told.append(s),
+def test_without_a_text_that_works_a_price_still_counts() -> None:
+    state = search(problem(), how(0.5), 200, begin(problem(), how(0.5), [(0, 0, 0)]))
+    assert state.beta == pytest.approx(0.5 * LEAST)
+
+
+def test_a_price_that_is_no_number_is_out_of_reach() -> None:
+    given = replace(
+        problem(levels=works), price_bits=lambda texts: total(PRICES, texts).log().where(texts[:, 0] > 5, math.nan)
     )
+    state = search(given, how(0.5), 30, begin(given, how(0.5), [(0, 0, 0), (7, 0, 0)]))
+    assert any(text[0] <= 5 and works for text, works in zip(state.texts, state.works, strict=True))
+    assert state.texts[state.best][0] > 5
+    assert math.isfinite(state.prices[state.best])
+
+
+def test_a_stopped_search_goes_on_to_the_same_state() -> None:
+    def redrawn(tokens: Sequence[int], count: int, draws: torch.Generator) -> list[list[int]]:
+        return torch.randint(VOCABULARY, (count, LENGTH), generator=draws).tolist()  # type: ignore[no-any-return]
+
+    settings = how(0.5, passed=3)
+    given = replace(problem(levels=works), redrawn=redrawn, screened=lambda texts: total(COSTS, texts).round())
+    told: list[State] = []
+    whole = search(given, settings, 9, begin(given, settings, [(0, 0, 0)]), lambda s: told.append(s))
     assert len(told) == 9
-    stopped = search(problem(levels=works), settings, 4, begin(problem(levels=works), settings, [(0, 0, 0)]))
-    resumed = search(problem(levels=works), settings, 9, State(**json.loads(json.dumps(asdict(stopped)))))
+    stopped = search(given, settings, 4, begin(given, settings, [(0, 0, 0)]))
+    resumed = search(given, settings, 9, State(**json.loads(json.dumps(asdict(stopped)))))
     assert resumed == whole
-    other = TokenSearch("another label", 0.5, 4, 8, 8)
-    assert search(problem(levels=works), other, 9, begin(problem(levels=works), other, [(0, 0, 0)])) != whole
+    other = replace(settings, label="another label")
+    assert search(given, other, 9, begin(given, other, [(0, 0, 0)])) != whole

@@ -2,12 +2,12 @@
 
 The changes are those of greedy coordinate gradient (GCG: Zou and others, 2307.15043, algorithm 1): the gradient with
 respect to the one-hot rows of a text ranks the tokens of every position, single swaps out of the best ranks are drawn,
-and scored by forward passes. Beyond the paper: the search is best-first, so that a text whose neighbours have been
-tried gives way to the next best of all that were ever scored, and no minimum of single swaps holds it; a text has a
-price (its surprisal under a prior) that is added to the loss, times a beta that makes as many of the texts it changes
-work as not, so that it stays where texts just work; half of what is tried comes from the prior; candidates are screened
-on a few contexts first; and what could not be typed is never paid for. Knows closures over tokens, and no model, slot
-or prior. What it finds is a text and no bound.
+and scored by forward passes. Beyond the paper: the search is best-first, so that a text that was changed twice gives
+way to the next best of all that were ever scored, and no minimum of single swaps holds it; a text has a price (its
+surprisal under a prior) that is added to the loss, times a beta that keeps about one in six of the texts it changes
+working, so that it stays where texts just work; half of what is tried comes from the prior; candidates are screened on
+a few contexts first; and what could not be typed is never paid for. Knows closures over tokens, and no model, slot or
+prior. What it finds is a text and no bound.
 """
 
 from __future__ import annotations
@@ -48,7 +48,10 @@ class Problem:
 
 # What beta is multiplied by after a text that works was changed, and after one that does not.
 DEARER, CHEAPER = 1.3, 1 / 1.05
-WIDE = 4.0  # how far from beta a step's own one may lie, as a factor: texts that are good for different prices are changed
+LEAST = 0.01  # the lowest that beta becomes, as a share of the first one: with no text that works, a price still counts
+WIDE = (
+    4.0  # how far from beta a step's own one may lie, as a factor: texts that are good for different prices are changed
+)
 TRIES = 2  # times that a text is changed before all others have been
 
 
@@ -57,10 +60,10 @@ class TokenSearch:
     """How it is searched.
 
     label:      says all that tells this search from others; randomness hashes it
-    beta:       bits of loss that a bit of price is worth at first: the objective is loss + beta * price. It stays as it
-                is until a text does what is asked. At 0 no price is asked for
+    beta:       bits of loss that a bit of price is worth at first: the objective is loss + beta * price. It falls while
+                texts do not do what is asked, to LEAST of this at the lowest. At 0 no price is asked for
     top_k:      tokens a position that a swap is drawn from
-    candidates: texts tried a step; doubles, those met before and those that do not survive are dropped
+    candidates: texts tried a step; doubles, those scored before and those that do not survive are dropped
     passed:     of those, at most so many are scored, the best as they are screened
     """
 
@@ -146,7 +149,7 @@ def search(
             drawn += problem.redrawn(tokens, how.candidates - half, draws)
         _score(problem, state, drawn, how.passed, beta)
         state.changed[place] += 1
-        state.beta *= DEARER if state.works[place] else CHEAPER
+        state.beta = max(LEAST * how.beta, state.beta * (DEARER if state.works[place] else CHEAPER))
         state.step += 1
         after_step(state)
     return state
@@ -180,20 +183,18 @@ def _score(problem: Problem, state: State, drawn: Sequence[Sequence[int]], most:
     texts = [list(text) for text in dict.fromkeys(map(tuple, drawn)) if text not in met and problem.survives(text)]
     if not texts:
         return
-    candidates = torch.tensor(texts)
-    prices = problem.price_bits(candidates).double().cpu()
+    candidates, places = torch.tensor(texts), list(range(len(texts)))
+    prices = _number(problem.price_bits(candidates))
     if problem.screened is not None and len(texts) > most:
         state.screened += len(texts)
         coarse = _number(problem.screened(candidates))
-        promise = [loss + _priced(beta, price) for loss, price in zip(coarse, prices.tolist(), strict=True)]
-        passed = sorted(range(len(texts)), key=promise.__getitem__)[:most]
-        candidates, prices = candidates[passed], prices[passed]
-    losses, levels = problem.scores(candidates)
-    state.texts += candidates.tolist()
+        places = sorted(places, key=lambda place: coarse[place] + _priced(beta, prices[place]))[:most]
+    losses, levels = problem.scores(candidates[places])
+    state.texts += [texts[place] for place in places]
     state.losses += _number(losses)
-    state.prices += prices.tolist()
+    state.prices += [prices[place] for place in places]
     state.works += (levels > 0).tolist()
-    state.changed += [0] * len(candidates)
+    state.changed += [0] * len(places)
 
 
 def _number(found: Tensor) -> list[float]:
