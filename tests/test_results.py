@@ -59,6 +59,21 @@ def test_a_text_bound_below_the_curves_score_is_told_as_it_is():
     assert "more steps" not in said
 
 
+def test_text_and_soft_prompts_around_it_come_within_twice_the_direct_cost():
+    """The marks of text: twice the direct cost, and a soft prompt no dearer than text. At 16 tokens it is."""
+    result = loaded("text-and-mixture")
+    found = {
+        (row["estimator"], row["size"]): row["upper_bits"]
+        for row in result.points.filter(pl.col("upper_bits").is_not_null(), role="behaviour").iter_rows(named=True)
+    }
+    direct = found["PREFILL", 5]
+    assert found["COND", 15] < found["TEXT", 15] < 2 * direct - 1  # the choice between two sizes costs a bit
+    assert found["TEXT", 15] == pytest.approx(86.2, abs=0.1)
+    assert found["TEXT", 16] + 5 < found["COND", 16] < found["TEXT", 16] + 6
+    for number in ("text 87", "in one 81"):
+        assert number in README
+
+
 def test_one_token_is_enough_for_one_word_and_for_six_at_a_higher_loss():
     assert loaded("repeat-one-token").curves["soft_prompt"].capacity(0.9) == 1
     six = loaded("repeat-six-words").curves["soft_prompt"]
