@@ -167,9 +167,9 @@ def test_the_outline_counts_all_stages():
     # two sizes of the behaviour and one of each control; proposals, steps, judged texts and the best on two splits; the
     # best on test items, and what holds on test items and, of the behaviour, on the confirmation's
     texts = outline(RunSpec(family="text_prompt", sizes="8,16"), ["", "matched-0", "uniform-0"])[-2:]
-    a_search = 8 * 16 + 64 * (2 * 64 + 8 * 8)  # 64 steps, 64 candidates screened on 2 contexts, 8 scored on 8
+    a_search = 16 * 16 + 64 * (2 * 64 + 4 * 16)  # 64 steps, 64 candidates screened on 2 contexts, 4 scored on 16
     assert texts[0].scored == 4 * (a_search + 64 * 40 + 80 + 40) + (2 + 2 + 1 + 1) * 64 * 40
-    assert texts[0].passes == 4 * 64 * 8, "one gradient a step"
+    assert texts[0].passes == 4 * 64 * 16, "one gradient a step"
     assert texts[1].scored == 2 * 512 * 5
     loss = outline(RunSpec(family="text_prompt", sizes="8"), [""], exact=False)[4:]
     assert [line.scored for line in loss] == [a_search + 80 + 40], "nothing holds, nothing is drawn blindly"
@@ -178,20 +178,20 @@ def test_the_outline_counts_all_stages():
 def test_the_outline_counts_demonstrations_and_edits():
     tasks = ["", "matched-0"]
     (few,) = outline(RunSpec(family="few_shot", sizes="1,3", seeds=2), tasks)[8:]
-    # 32 texts on 8 items, then on 40; the nearest on two splits; 32 on test items and of the behaviour on 40 more
-    own, control = 2 * (32 * 8 + 32 * 40 + 80 + 2 * 32 * 40) + 40, 2 * (32 * 8 + 32 * 40 + 80 + 32 * 40) + 40
+    # 32 texts on 16 items, then on 40; the nearest on two splits; 32 on test items and of the behaviour on 40 more
+    own, control = 2 * (32 * 16 + 32 * 40 + 80 + 2 * 32 * 40) + 40, 2 * (32 * 16 + 32 * 40 + 80 + 32 * 40) + 40
     assert (few.batches, few.passes) == (6, 0)
     assert few.scored == (2 + 4) * own + 2 * control, "with its k demonstrations a sequence is 1 + k as long"
     edits, blind = outline(RunSpec(family="prompt_edits", sizes="1,2"), tasks)[8:]
-    a_search = 8 * 16 + 64 * (2 * 64 + 8 * 8) + 64 * 40 + 80 + 40
+    a_search = 16 * 16 + 64 * (2 * 64 + 4 * 16) + 64 * 40 + 80 + 40
     assert edits.scored == 3 * a_search + (2 + 2 + 1) * 64 * 40 + 2 * 2 * 40, "the unedited prompt on two splits"
-    assert (edits.batches, edits.passes, blind.scored) == (3, 3 * 64 * 8, 2 * 512 * 5)
+    assert (edits.batches, edits.passes, blind.scored) == (3, 3 * 64 * 16, 2 * 512 * 5)
 
 
 def test_the_outline_counts_the_texts_that_mixtures_stand_around():
     line = outline(RunSpec(family="vocab_mixture", sizes="4,8", seeds=3), ["", "matched-0"])[0]
     assert line.batches == 3 * 3, "three curves, three restarts"
-    assert (line.passes, line.scored) == (9 * 64 * 8, 9 * (8 * 16 + 64 * (2 * 64 + 8 * 8)))
+    assert (line.passes, line.scored) == (9 * 64 * 16, 9 * (16 * 16 + 64 * (2 * 64 + 4 * 16)))
     both = outline(RunSpec(family="text_prompt,vocab_mixture", sizes="4,8"), ["", "matched-0"])
     assert not [line for line in both if "stand around" in line.what], "those that text_prompt finds"
 
