@@ -49,9 +49,7 @@ class Problem:
 # What beta is multiplied by after a text that works was changed, and after one that does not.
 DEARER, CHEAPER = 1.3, 1 / 1.05
 LEAST = 0.01  # the lowest that beta becomes, as a share of the first one: with no text that works, a price still counts
-WIDE = (
-    4.0  # how far from beta a step's own one may lie, as a factor: texts that are good for different prices are changed
-)
+WIDE = 4.0  # how far from beta a step's own one may lie, as a factor, so that texts good for other prices are changed
 TRIES = 2  # times that a text is changed before all others have been
 
 
@@ -107,7 +105,8 @@ class State:
         return [text for text, works in zip(self.texts, self.works, strict=True) if works]
 
     def next(self, beta: float) -> int:
-        """Place of the text that a step at this beta changes: of those changed the fewest times TRIES, the best."""
+        """Place of the text that a step at this beta changes: the best of those changed fewer than TRIES times; once
+        there is none, of those changed fewer than 2 TRIES times, and so on."""
 
         def rank(place: int) -> tuple[int, float]:
             return self.changed[place] // TRIES, self.losses[place] + _priced(beta, self.prices[place])
