@@ -152,10 +152,8 @@ def test_a_search_stays_at_its_distance_and_finds_what_is_best(model, every, siz
     moved = {tuple(place for place in range(3) if text[place] != PROMPT[place]) for text in tried}
     assert len(moved) == 3  # every choice of places is tried
     if size == 1:
-        best, least = (
-            problem.scores(torch.tensor([state.texts[state.best]]))[0],
-            problem.scores(torch.tensor(every[0]))[0].min(),
-        )
+        best = problem.scores(torch.tensor([state.texts[state.best]]))[0]
+        least = problem.scores(torch.tensor(every[0]))[0].min()
         assert float(best) == pytest.approx(float(least), abs=1e-5)
 
 

@@ -60,7 +60,7 @@ def test_a_text_bound_below_the_curves_score_is_told_as_it_is():
 
 
 def test_text_and_soft_prompts_around_it_come_within_twice_the_direct_cost():
-    """The marks of text: twice the direct cost, and a soft prompt no dearer than text. At 16 tokens it is."""
+    """At 15 tokens soft prompts lie nearer than the best text; at 16 the one that holds is nearer than they are."""
     result = loaded("text-and-mixture")
     found = {
         (row["estimator"], row["size"]): row["upper_bits"]

@@ -149,9 +149,8 @@ def test_a_texts_scores_are_what_its_replies_lack_and_their_level(model) -> None
     nothing = no_edit(3, model.hidden_size, model.network.dtype, model.device)
     replied = [model.network(torch.tensor([[*c.before, *c.after]])).logits[0, -1].argmax() for c in CONTEXTS]
     easy = [Context(c.before, c.after, (int(token),)) for c, token in zip(CONTEXTS, replied, strict=True)]
-    assert (
-        lacking(objective.engine.target_logits(easy, nothing))[:, 0] < 1
-    ).all()  # what the model says by itself lacks less than the bit
+    # what the model says by itself lacks less than the bit
+    assert (lacking(objective.engine.target_logits(easy, nothing))[:, 0] < 1).all()
     cost, none = scores(objective, CONTEXTS, TextPrompt(model, []), None)(texts)
     assert torch.equal(cost, mean_losses(objective, CONTEXTS, TextPrompt(model, []))(texts))
     assert not (none > 0).any()

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -108,7 +107,7 @@ class Checkpoint:
         self._reporter.progress(state.step, steps, f"{best}, {kept} texts work")
         if self._due(now):
             note = {"state": json.dumps(asdict(state)), "seconds": repr(self.seconds)}
-            self._write({"step": np.asarray(state.step)}, note)
+            self._write({}, note)
 
     def restore_texts(self) -> TextState | None:
         """The state of a token search that was stopped, or None."""

@@ -75,7 +75,7 @@ class TextBudget:
 
     @property
     def scored(self) -> int:
-        """Sequences of contexts that a search scores without gradients, at most, proposals for a target aside."""
+        """Sequences of contexts that a search scores without gradients, at most, proposals beyond `drawn` aside."""
         return self.contexts * (self.drawn + self.steps * self.passed) + self.steps * self.screening * self.candidates
 
 

@@ -160,7 +160,8 @@ def climbed(
     pose: Pose, begun: Begun, beta: float,
 ) -> dict[str, Any]:  # fmt: skip
     """Where one token search ended: the record of its `best` text, those it `kept`, its `step`, `flops` and `seconds`.
-    No best where nothing that was proposed can be typed at this slot: an outcome. Arguments as `searched`"""
+    No best where nothing that was proposed can be typed at this slot: an outcome. The flops leave out the prior's own.
+    Arguments as `searched`"""
     budget, label = TEXT_BUDGETS[work.spec.scale], f"{curve.label} seed {seed} beta {beta:g}"
     key = work.key("climbed", label)
     if not work.done(key):
