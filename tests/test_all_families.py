@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 
 import pytest
@@ -11,6 +12,7 @@ from leadline import plan
 from leadline.estimators.combine import SAMPLED
 from leadline.information import family_weights
 from leadline.model import load
+from leadline.records import DISTANCES, read_record
 from leadline.report.page import write_page
 from leadline.report.rows import bound_rows
 from leadline.report.ways import cheapest_words
@@ -75,6 +77,40 @@ def test_together_they_cost_the_chosen_family_and_its_choice(together):
     assert frontier.upper.confidence == 0.95
     paid = dict(frontier.upper.ledger)
     assert paid["family choice"] == pytest.approx(-math.log2(weights[frontier.family]))
+
+
+def test_every_number_is_stored_with_its_ledger_and_a_later_version_reads_no_other_one(together, monkeypatch):
+    """distances.json, and sizes that are the run's own: other defaults change nothing of a run that is there."""
+    result, folder = together
+    stored = read_record(folder, DISTANCES)
+    assert set(stored["families"]) == set(result.families)
+    for family, told in stored["families"].items():
+        distance = result.distance(family=family)
+        for side in ("upper", "lower"):
+            bits, number = getattr(distance, side), told[side]
+            if bits is None or math.isinf(bits.value):
+                assert number is None or number["value"] is None
+                continue
+            assert number["value"] == bits.value
+            assert (number["kind"], number["prior"], number["confidence"]) == (bits.kind, bits.prior, bits.confidence)
+            assert math.fsum(paid for _, paid in number["ledger"]) == pytest.approx(bits.value)
+            assert [what for what, _ in number["ledger"]] == [what for what, _ in bits.ledger]
+    frontier = result.cheapest()
+    assert stored["all_together"]["family"] == frontier.family
+    assert stored["all_together"]["upper"]["value"] == frontier.upper.value
+    for family in result.measurable:
+        monkeypatch.setitem(DEFAULT_SIZES, family, (1, 2, 4, 8, 16, 32))
+    again = leadline.Result.load(folder)
+    assert {family: again.distance(family=family) for family in again.families} == frontier.distances
+
+
+def test_each_certified_curve_says_whether_its_weights_may_be_averaged(together):
+    result, folder = together
+    said = result.spec["extra"]["weights"]
+    bounds = result.points.filter(estimator="IW").select("control", "family", "size").rows()
+    assert set(said) == {"/".join(map(str, row)) for row in bounds}
+    page = write_page(folder).read_text(encoding="utf-8")
+    assert all("the log2 weights of q spread by" in words and words in html.unescape(page) for words in said.values())
 
 
 def test_the_page_has_a_row_for_each_and_names_the_cheapest(together):

@@ -79,4 +79,5 @@ def test_k13_grid_quadrature_in_a_subspace_equals_mc_and_bounds_cond(tmp_path, d
     pairs = result.points.filter(estimator="LOWER").row(0, named=True)
     assert pairs["p_draws"] == 4 * 4096
     assert pairs["p_hits"] / pairs["p_draws"] == pytest.approx(share, abs=4 * math.sqrt(share / pairs["p_draws"]))
-    assert pairs["lower_bits"] <= truth + math.log2(1 / 0.9)
+    # E[s] >= tau pi(S): with one item the bound gives tau away
+    assert truth - 0.5 < pairs["lower_bits"] <= truth + math.log2(0.9)

@@ -99,7 +99,7 @@ def test_a_ratio_to_one_component_is_never_below_the_ratio_to_the_mixture(model)
     parameters = {"mean": 0.7 * normal(shape, "mean"), "log_scale": -0.3 * normal(shape, "width").abs()}
     latents = parameters["mean"] + parameters["log_scale"].exp() * normal((64, *shape), "draws")
     about = {"component_bits": component.component_bits}
-    found = torch.from_numpy(rows._log_ratios(about, latents, parameters))
+    found = torch.from_numpy(rows.log_ratios(about, latents, parameters))
     # both densities over whitened coordinates around the component, in bits, up to the same constant
     own = ((latents - parameters["mean"]) / parameters["log_scale"].exp()).double().flatten(1)
     q = (-own.square() / 2 - parameters["log_scale"].double().flatten()).sum(1) / math.log(2)

@@ -8,7 +8,7 @@ import pytest
 
 from commands import call
 from leadline.progress import Reporter
-from leadline.selftest import mutations, table, with_models, without_models
+from leadline.selftest import mistakes, mutations, table, with_models, without_models
 from leadline.selftest.row import Row
 
 QUICK = ("K1", "K3", "K6", "K7", "K15", "K16")  # rows without a model or a solver
@@ -71,7 +71,7 @@ def test_a_row_is_the_same_each_time(name):
 
 def test_mistakes_are_taken_back():
     before = without_models.k1()
-    for mistake, _ in without_models.MISTAKES.values():
+    for mistake, _ in mistakes.MISTAKES.values():
         with pytest.raises(KeyboardInterrupt), mistake():
             raise KeyboardInterrupt
         assert without_models.k1() == before

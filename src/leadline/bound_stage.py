@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from leadline import rows
+from leadline.estimators.importance import diagnostics
 from leadline.evaluation import in_s
 from leadline.plan import BUDGETS, Cell, candidates
 from leadline.priors import normal
@@ -22,9 +23,10 @@ SAMPLES = 8  # draws, each on a test item of its own, whose replies are kept for
 CONFIRM_DRAWS = 32  # of the draws that hit, scored again on a second split
 
 
-def certify(work: Work, cells: Sequence[Cell]) -> None:
+def certify(work: Work, cells: Sequence[Cell]) -> list[Cell]:
     """Chooses each curve's cell, the best one's refit among them, by draws on validation items, then certifies it by
-    fresh draws on test items."""
+    fresh draws on test items. The chosen cells."""
+    chosen = []
     for curve in dict.fromkeys(cell.curve for cell in cells):
         seen = [work.seen(cell) for cell in cells if cell.curve == curve]
         found, promises = list[Cell](), list[float]()
@@ -40,6 +42,7 @@ def certify(work: Work, cells: Sequence[Cell]) -> None:
             promises += [_promised(work, cell) for cell in found[len(promises) :]]
         best = found[promises.index(min(promises))]
         work.choose(best)
+        chosen.append(best)
         key = work.key("bound", work.cell_key(best))
         if work.done(key):
             continue
@@ -48,15 +51,17 @@ def certify(work: Work, cells: Sequence[Cell]) -> None:
             work.about(best) | {"flops": work.spent(best)}, work.spec.threshold, margins, work.trained(best.label),
             latents,
         )  # fmt: skip
-        record: dict[str, Any] = {"points": points}
+        weights = diagnostics(arrays["log_ratio_bits"], arrays["hit"]).sentence
+        record: dict[str, Any] = {"points": points, "weights": {"/".join(map(str, curve)): weights}}
         if not best.task:  # whether hits carry over to a second split is asked of the behaviour
-            chosen = latents[in_s(margins, work.spec.threshold)][:CONFIRM_DRAWS]
+            right = latents[in_s(margins, work.spec.threshold)][:CONFIRM_DRAWS]
             title = f"confirmation of {best.label}"
-            again = work.scored(key, title, best.task, "confirm", work.intervention(best), chosen)
-            counts = {"hits": int(in_s(again, work.spec.threshold).sum()), "draws": len(chosen)}
+            again = work.scored(key, title, best.task, "confirm", work.intervention(best), right)
+            counts = {"hits": int(in_s(again, work.spec.threshold).sum()), "draws": len(right)}
             record["confirmation"] = {"/".join(map(str, curve)): counts}
         samples = work.samples(best.task, "test", SAMPLES, work.intervention(best), latents)
         work.write(key, record, arrays, samples)
+    return chosen
 
 
 def _promised(work: Work, cell: Cell) -> float:

@@ -240,9 +240,8 @@ def decode(run: Path, /) -> None:
     }  # fmt: skip
     found = decoded(run)
     rows = [
-        (line.file, str(line.num_bytes), str(8 * line.num_bytes), str(line.coordinates), f"{line.step:g}",
-         f"{line.score:.3f}", "the same" if line.holds else f"DIFFERS: {line.recorded:.3f} then" if line.same_bits
-         else "OTHER BITS")
+        (line.file, str(line.num_bytes), str(8 * line.num_bytes), str(line.coordinates),
+         f"{line.step:g}" if line.step else "cell", f"{line.score:.3f}", line.verdict)
         for line in found
     ]  # fmt: skip
     print_table(Console(), "messages decoded and scored on the test items", {**columns}, rows)

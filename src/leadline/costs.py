@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -27,56 +27,101 @@ TIMED_ROWS, TIMED_TOKENS = 32, 2048
 
 
 def plan_lines(spec: RunSpec, behaviour: Behaviour, model: FrozenModel) -> list[str]:
-    """The plan in words, 80 columns wide: a line a stage with batches, sequences and minutes, then the sum and the
-    memory."""
+    """The plan in words, 80 columns wide: a line a family with its minutes, a line a stage with batches, sequences and
+    minutes, then the sum and the memory."""
     priors = Priors(model)
     spec, left_out = carried(model, behaviour, spec, priors)
     labels = behaviour.reply.texts is not None and relabels(behaviour.reply.texts)
     kinds = CONTROL_KINDS if behaviour.constant else ("relabelled" if labels else "permuted",)
     kinds = ("hashed",) if behaviour.reward is not None else kinds
     tasks = ["", *(f"{kinds[n % len(kinds)]}-{n // len(kinds)}" for n in range(spec.controls))]
-    train, score = _seconds_a_sequence(priors, behaviour, spec, tasks)
-    if behaviour.reward is not None:  # a reply is written token by token, a pass each
-        score *= behaviour.reward.tokens
-        train = SAMPLES * (train + score)
-    lines, total = [], 0.0
-    for line in outline(spec, tasks, behaviour.scored != "loss", behaviour.reward is None):
-        seconds = line.passes * train + line.scored * score
-        total += seconds
-        lines.append(f"  {line.what:<41}{line.batches:>8}{line.passes:>9}{line.scored:>9}{seconds / 60:>9.1f}")
+    exact, aimed = behaviour.scored != "loss", behaviour.reward is None
+    rates = _rates(priors, behaviour, spec, tasks)
+    stages, families = priced(spec, tasks, exact, aimed, rates)
+    minutes = sum(stages.values()) / 60
+    lines = [
+        f"  {line.what:<41}{line.batches:>8}{line.passes:>9}{line.scored:>9}{stages[line.what] / 60:>9.1f}"
+        for line in outline(spec, tasks, exact, aimed)
+    ]
     return [
         f"Plan: {spec.behaviour} on {spec.model}",
-        *(f"  {family}, sizes {', '.join(map(str, spec.sizes_of(family)))}" for family in spec.family),
+        f"  {'each family with its controls, at most':<67}{'minutes':>9}",
+        *(_family_line(family, spec, families[family]) for family in spec.family),
         *(f"  {line}" for line in left_out_lines(left_out)),
         f"  restarts {spec.seeds}",
         f"  controls: {', '.join(tasks[1:]) or 'none'}",
         f"  {'at most, sequences of contexts':<41}{'batches':>8}{'trained':>9}{'scored':>9}{'minutes':>9}",
         *lines,
-        f"  in all at most about {total / 60:.1f} minutes and {_gigabytes(spec, model):.1f} GB of memory",
-        f"  (estimates: {1e3 * train:.1f} ms a trained and {1e3 * score:.1f} ms a scored sequence, just measured)",
+        f"  in all at most about {minutes:.1f} minutes and {_gigabytes(spec, model):.1f} GB of memory",
+        *_rate_lines(rates),
     ]
 
 
-def _seconds_a_sequence(
-    priors: Priors, behaviour: Behaviour, spec: RunSpec, tasks: Sequence[str]
-) -> tuple[float, float]:
-    """Seconds for one of the behaviour's own sequences with and without a backward pass, the mean over the rows that
-    are trained: those that change weights are dearer."""
+def _family_line(family: str, spec: RunSpec, seconds: float) -> str:
+    """A family with its sizes and its share of the minutes, its controls' among them."""
+    sizes = f"{family}, sizes {', '.join(map(str, spec.sizes_of(family)))}"
+    return f"  {sizes:<67}{seconds / 60:>9.1f}"
+
+
+Rates = Mapping[str, tuple[float, float]]  # of each family: seconds of a sequence with a backward pass and without
+
+
+def priced(
+    spec: RunSpec, tasks: Sequence[str], exact: bool, aimed: bool, rates: Rates
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds of each line of the outline, and of each family: what it adds to those named before it, so that a search
+    which two of them share is counted once, and all families and size 0 come to the sum of the lines."""
+    stages: dict[str, float] = {}
+    families: dict[str, float] = {}
+    first, *_ = outline(spec, tasks, exact, aimed)  # size 0 is nobody's
+    before = {first.what: first}
+    stages[first.what] = first.scored * rates[spec.family[0]][1]
+    for count, family in enumerate(spec.family, 1):
+        part = spec.model_copy(update={"family": spec.family[:count]})
+        now = {line.what: line for line in outline(part, tasks, exact, aimed)}
+        train, score = rates[family]
+        families[family] = 0.0
+        for what in now | before:
+            passes, scored = (
+                getattr(now.get(what), kind, 0) - getattr(before.get(what), kind, 0) for kind in ("passes", "scored")
+            )
+            seconds = passes * train + scored * score
+            stages[what] = stages.get(what, 0.0) + seconds
+            families[family] += seconds
+        before = now
+    return stages, families
+
+
+def _rates(priors: Priors, behaviour: Behaviour, spec: RunSpec, tasks: Sequence[str]) -> Rates:
+    """Of each family, for one of the behaviour's own sequences: those that change weights are dearer."""
     model = priors.model
     contexts = sample_contexts(model, behaviour, spec, min(TIMED_ROWS, BUDGETS[spec.scale].sequences))
     longest = max(len(context.before) + len(context.after) + len(context.target) for context in contexts)
     contexts = contexts[: max(1, TIMED_TOKENS // longest)]
     one = torch.zeros(len(contexts), 1, model.hidden_size, device=model.device, requires_grad=True)
     plain = seconds_a_row(model, contexts, EmbeddingEdit(one, (1,) * len(contexts)))
+    names: tuple[str, ...] = spec.family
+    found = dict.fromkeys(names, plain)
     dear = [cell for cell in gradient_cells(spec, tasks) if cell.family in WEIGHTS]
-    if not dear:
-        return plain
-    intervention = made(dear[0].family, dear[0].size, priors, behaviour)
-    zeros = torch.zeros(len(contexts), *intervention.shape, device=model.device, requires_grad=True)
-    share = len(dear) / len(gradient_cells(spec, tasks))
-    changed = seconds_a_row(model, contexts, intervention.edit(zeros))
-    train, score = ((1 - share) * a + share * b for a, b in zip(plain, changed, strict=True))
-    return train, score
+    if dear:
+        intervention = made(dear[0].family, dear[0].size, priors, behaviour)
+        zeros = torch.zeros(len(contexts), *intervention.shape, device=model.device, requires_grad=True)
+        changed = seconds_a_row(model, contexts, intervention.edit(zeros))
+        found |= dict.fromkeys((cell.family for cell in dear), changed)
+    if behaviour.reward is not None:  # a reply is written token by token, a pass each
+        tokens = behaviour.reward.tokens
+        found = {f: (SAMPLES * (train + score * tokens), score * tokens) for f, (train, score) in found.items()}
+    return found
+
+
+def _rate_lines(rates: Rates) -> list[str]:
+    """The rates, those of families that change weights by themselves."""
+    plain, dear = (next((rates[f] for f in rates if (f in WEIGHTS) is changed), None) for changed in (False, True))
+    pairs = [pair for pair in (plain, dear) if pair is not None]
+    said = [f"{1e3 * train:.1f} ms a trained and {1e3 * score:.1f} ms a scored sequence" for train, score in pairs]
+    if dear:
+        said[-1] += " where weights change"
+    return ["  (estimates, just measured:", *(f"   {line}" for line in said[:-1]), f"   {said[-1]})"]
 
 
 def seconds_a_row(model: FrozenModel, contexts: Sequence[Context], change: Edit) -> tuple[float, float]:

@@ -7,17 +7,23 @@ not train, nor trust: other bits, or another score, are told.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import torch
 
-from leadline.code_stage import digest_of, point_in, score_point
+from leadline import cell_stage, code_stage
+from leadline.cell_stage import box_in, drawn
+from leadline.code_stage import point_in, score_point
 from leadline.coder import CHECK_BYTES
-from leadline.engine import Engine, shared_prefix
+from leadline.engine import Context, Engine, shared_prefix
+from leadline.evaluation import in_s, score_draws
+from leadline.interventions.base import Intervention
 from leadline.items import SPLITS, from_json
-from leadline.objective import objective_for
+from leadline.objective import Objective, objective_for
 from leadline.places import made
 from leadline.priors import Priors
 from leadline.records import damaged, read_code, read_record, stored_tasks
@@ -26,12 +32,15 @@ from leadline.scoring import hits
 from leadline.solution import subject
 from leadline.spec import UserError
 
+Row = dict[str, Any]
+
 
 @dataclass(frozen=True)
 class Decoded:
     """One file. who: the control's name, "" for the behaviour;  num_bytes: of the message, without the file's check;
-    step: in standard deviations of the prior;  score, recorded: share of test items that are replied exactly, here and
-    in the run;  same_bits: whether the coordinates are the run's, bit for bit"""
+    step: in standard deviations of the prior, 0 of a cell;  score, recorded: share of test items that are replied
+    exactly, of a cell the share of its draws that are solutions, here and in the run;  same_bits: whether the
+    coordinates are the run's, bit for bit"""
 
     who: str
     family: str
@@ -49,6 +58,12 @@ class Decoded:
         """Whether this process finds what the run did."""
         return self.same_bits and self.score == self.recorded
 
+    @property
+    def verdict(self) -> str:
+        """The same in words."""
+        differs = f"DIFFERS: {self.recorded:.3f} then" if self.same_bits else "OTHER BITS"
+        return "the same" if self.holds else differs
+
 
 def decoded(run: Path) -> list[Decoded]:
     """Every message of a run, decoded and scored on the run's test items, on as many threads as this process has.
@@ -59,7 +74,9 @@ def decoded(run: Path) -> list[Decoded]:
     if result.spec.get("behaviour_spec", {}).get("reward") is not None:
         how = "Run `leadline measure` again: it scores what it decodes from these files."
         raise UserError("The replies of this run are judged by a scorer, which decoding does not know", str(run), how)
-    found = result.points.filter(estimator="CODE").drop_nulls("score").to_dicts()
+    found = result.points.filter(
+        ((pl.col("estimator") == "CODE") & pl.col("score").is_not_null()) | (pl.col("estimator") == "CELL")
+    ).to_dicts()
     if not found:
         done = "No solution in numbers reached the threshold." if result.spec.get("finished") else ""
         how = done or "Let `leadline measure` finish."
@@ -73,20 +90,46 @@ def decoded(run: Path) -> list[Decoded]:
         told = _told(run, row["key"])
         file = read_code(run, row["key"], told)
         try:
-            point = point_in(file)
             intervention = made(row["family"], row["size"], priors, behaviour)
-            _, margins = score_point(objective, tasks[row["control"]].contexts("test"), intervention, point)
+            contexts = tasks[row["control"]].contexts("test")
+            again = _point if row["estimator"] == "CODE" else _cell
+            lines.append(again(row, told, file, objective, contexts, intervention, result.threshold))
         except (ValueError, KeyError) as error:
             raise UserError(f"This message cannot be used: {error}", told["file"], "Measure again.") from error
-        score, same = float(hits(margins).double().mean()), digest_of(point) == told["z_sha256"]
-        lines.append(Decoded(
-            row["control"], row["family"], row["size"], told["file"], len(file) - CHECK_BYTES, point.integers.size,
-            2.0**-point.exponent, score, row["score"], same,
-        ))  # fmt: skip
     return lines
 
 
-def _told(run: Path, key: str) -> dict[str, Any]:
+def _point(
+    row: Row, told: Row, file: bytes, objective: Objective, contexts: Sequence[Context], intervention: Intervention,
+    threshold: float,
+) -> Decoded:  # fmt: skip
+    point = point_in(file)
+    _, margins = score_point(objective, contexts, intervention, point)
+    score, same = float(hits(margins).double().mean()), code_stage.digest_of(point) == told["z_sha256"]
+    return Decoded(
+        row["control"], row["family"], row["size"], told["file"], len(file) - CHECK_BYTES, point.integers.size,
+        2.0**-point.exponent, score, row["score"], same,
+    )  # fmt: skip
+
+
+def _cell(
+    row: Row, told: Row, file: bytes, objective: Objective, contexts: Sequence[Context], intervention: Intervention,
+    threshold: float,
+) -> Decoded:  # fmt: skip
+    """The run's own draws again, within the cell of the file."""
+    box = box_in(file)
+    if box.depth.size != intervention.dimensions:
+        raise ValueError(f"{box.depth.size} coordinates in the cell, {intervention.dimensions} in the family")
+    inside = drawn(box, row["p_draws"], intervention, "test", told["drawn_for"]).to(objective.engine.model.device)
+    member = in_s(score_draws(objective, contexts, intervention, inside, threshold), threshold)
+    score, recorded = float(member.double().mean()), row["p_hits"] / row["p_draws"]
+    return Decoded(
+        row["control"], row["family"], row["size"], told["file"], len(file) - CHECK_BYTES, box.depth.size, 0.0, score,
+        recorded, cell_stage.digest_of(box) == told["z_sha256"],
+    )  # fmt: skip
+
+
+def _told(run: Path, key: str) -> Row:
     """What the record of a message tells of its file."""
     told = read_record(run, f"cells/{key}/record.json").get("code")
     if not isinstance(told, dict):

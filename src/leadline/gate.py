@@ -51,15 +51,17 @@ def parse(gate: str | None, accept: str | None = None) -> float | None:
 def judge(result: Result, bits: float) -> Verdict:
     """Whether the distance is at least `bits` in every family of a finished run.
 
-    It fails once the certified upper bound of any family is below, doing nothing and spelling the reply out among
-    them; best_of_n is not, since its bits are paid at every reply. It passes once none is and the certified lower bound
-    of every family of interventions that was measured is at least that; doing nothing and spelling out are computed and
-    not sampled, so there the one number is both bounds. Each bound stands at 95%: where k families all lie at least
-    that far, a run fails with probability at most 5% k. Raises NoDistance where there is no distance.
+    It fails once a certified upper bound is below, doing nothing and spelling the reply out among them; best_of_n is
+    not, since its bits are paid at every reply. Of the families that are sampled only the one that validation draws
+    chose can fail it (`Result.standing`): of k limits at 95% the smallest is none. It passes once none is below and the
+    certified lower bound of every family of interventions that was measured is at least that; doing nothing and
+    spelling out are computed and not sampled, so there the one number is both bounds. Either way it is wrong with
+    probability at most 5%: a pass needs every family's limit, that of the one that lies nearer too. Raises NoDistance
+    where there is no distance.
     """
     distances = {family: result.distance(family=family) for family in result.families if family != "best_of_n"}
-    uppers = {family: d.upper for family, d in distances.items() if d.upper is not None}
-    near = "no family has an upper bound"
+    uppers = result.standing(distances)
+    near = "no family has an upper bound" if not any(d.upper for d in distances.values()) else "no upper bound stands"
     if uppers:
         nearest = min(uppers, key=lambda family: uppers[family].value)
         near = f"{nearest} takes at most {at_most(uppers[nearest].value)} bits"

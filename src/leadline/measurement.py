@@ -21,6 +21,7 @@ from leadline import rows
 from leadline.behaviour import Behaviour
 from leadline.blind import blind_draws
 from leadline.bound_stage import certify
+from leadline.cell_stage import write_cells
 from leadline.checkpoint import Checkpoint
 from leadline.code_stage import write_codes
 from leadline.evaluation import score_latents, score_null
@@ -104,8 +105,9 @@ def measure(
         size_curve(work)
         cells = rate_distortion(work)
         if wanted.scored != "loss":
-            certify(work, cells)
+            chosen = certify(work, cells)
             write_codes(work, cells)
+            write_cells(work, chosen)
             blind_draws(work)
         for texts in (text_prompts, few_shot, prompt_edits):
             texts(work)

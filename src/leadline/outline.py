@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from leadline.estimators.code import PRICES
 from leadline.estimators.lower import PAIRS
 from leadline.estimators.message import TRIED
 from leadline.plan import BUDGETS, CANDIDATES, COUNTED_IN_DIMENSIONS, LOSS_BETAS, TEXT_BUDGETS, gradient_cells
@@ -58,6 +59,7 @@ def outline(spec: RunSpec, tasks: Sequence[str], exact: bool = True, aimed: bool
         Line("choice on validation items", len(curves), 0, len(curves) * compared),
         Line(f"certified upper bounds, {spec.draws} draws", len(curves), 0, len(curves) * certified),
         Line("solutions as messages", len(curves), 0, len(curves) * (2 * len(TRIED) + 1) * items),
+        *([_cells(spec, small)] if any(not curve[0] for curve in small) else []),
         Line(f"certified lower bound, {spec.prior_draws} draws", len(own), 0, blind),
     ]  # fmt: skip
     texts = [line for family in spec.family if family in TEXTS for line in _texts(spec, family, len(tasks), exact)]
@@ -77,6 +79,13 @@ def _anchors(spec: RunSpec, tasks: int) -> list[Line]:
             if searches:
                 found.append(Line("search for texts to stand around", searches, passes, searches * budget.scored))
     return found
+
+
+def _cells(spec: RunSpec, small: Sequence[tuple[str, str, int]]) -> Line:
+    """The behaviour's small latents as cells: draws for their moments, of each price, and those that are counted."""
+    own, items = sum(not curve[0] for curve in small), spec.items
+    draws = 2 * spec.draws + len(PRICES) * BUDGETS[spec.scale].choice_draws
+    return Line("cells of the prior as messages", own, 0, own * draws * items * 3 // 4)
 
 
 def _splitting(spec: RunSpec) -> list[Line]:

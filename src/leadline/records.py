@@ -2,7 +2,7 @@
 a run is worked on by one process at a time. Knows nothing of models or of what the numbers mean.
 
 Layout: `spec.json`, `items.json`, `events.jsonl`, `batches/HASH/checkpoint.safetensors`, `cells/KEY/{record.json,
-intervention.safetensors, samples.parquet}`, `codes/NAME.bin`, `points.parquet`, `report.html`.
+intervention.safetensors, samples.parquet}`, `codes/NAME.bin`, `points.parquet`, `distances.json`, `report.html`.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ RECIPE = 12  # raised when the same spec would no longer give the same numbers
 Arrays = dict[str, np.ndarray[Any, Any]]
 SEAL = "seal"  # the digest of a record's other fields, or of a file's arrays
 DATA = "data"  # where a record that is a list stands
+DISTANCES = "distances.json"  # what a finished run says, each number with its ledger
 FRAGILITY = "fragility.json"  # what the solutions of a finished run bear
 NAMES = {
     ".lock", "spec.json", "items.json", "events.jsonl", "batches", "cells", "codes", "points.parquet", "report.html",
-    FRAGILITY,
+    DISTANCES, FRAGILITY,
 }  # fmt: skip
 
 # points.parquet: one row a point, these columns in this order.
@@ -304,6 +305,15 @@ def read_samples(folder: Path, cell: str) -> pl.DataFrame:
         return pl.read_parquet(path)
     except (OSError, ValueError, AttributeError, pl.exceptions.PolarsError) as error:
         raise damaged(path) from error
+
+
+def differing(stored: dict[str, Any], wanted: dict[str, dict[str, Any]]) -> str:
+    """The first field of spec or behaviour in which a stored run differs from what is wanted; "" for none."""
+    for part, fields in wanted.items():
+        for name, value in fields.items():
+            if stored.get(part, {}).get(name) != value:
+                return name if part == "spec" else f"behaviour ({name})"
+    return ""
 
 
 def is_finished(folder: Path, spec: dict[str, Any], behaviour: dict[str, Any]) -> bool:

@@ -8,7 +8,7 @@ it leads to keeps its 95%.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from leadline.information import (
 )
 from leadline.records import POINTS, points_are_whole, read_spec
 from leadline.sentences import distance_sentence, frontier_sentence
-from leadline.spec import DEFAULT_SIZES, SCALED, TEXTS, UserError
+from leadline.spec import SCALED, TEXTS, UserError
 
 __all__ = ["Bits", "Distance", "Frontier", "NoDistance", "Result"]
 
@@ -202,13 +202,7 @@ class Result:
         """All families together, and the cheapest by name, the sampled ones having been chosen among before."""
         distances = {family: self.distance(family=family) for family in self.families}
         weights = family_weights(self._pooled())
-        found = {f: upper for f in weights if f in distances and (upper := distances[f].upper) is not None}
-        # The first of them has its place whether its draws hit or not: the next one would be a second chance.
-        drawn = [f for f in weights if f in self.measurable and f not in TEXTS]
-        drawn += [f for f in found if found[f].estimator in SAMPLED and f not in drawn]
-        for family in sorted(drawn, key=lambda f: distances[f].promised if f in distances else math.inf)[1:]:
-            if family in found and found[family].estimator in SAMPLED:
-                del found[family]
+        found = {family: upper for family, upper in self.standing(distances).items() if family in weights}
         if not found:
             return Frontier(None, None, distances, frontier_sentence(distances, None, math.inf))
         price = {f: upper.value + surprisal(weights[f]) for f, upper in found.items()}
@@ -223,6 +217,21 @@ class Result:
         confidence = CONFIDENCE if any(upper.estimator in SAMPLED for upper in found.values()) else 1.0
         upper = Bits(value, "certified upper", low, high, confidence, "families", found[best].prior, paid)
         return Frontier(best, upper, distances, frontier_sentence(distances, best, value))
+
+    def standing(self, distances: Mapping[str, Distance]) -> dict[str, Bits]:
+        """The upper bounds of a run that all hold together at 95%: those that are computed, and of the sampled families
+        the one that validation promised most of. Of k limits at 95% the smallest is none.
+
+        distances: of every family that was measured
+        """
+        found = {f: d.upper for f, d in distances.items() if d.upper is not None and f != "best_of_n"}
+        # The first of them has its place whether its draws hit or not: the next one would be a second chance.
+        drawn = [f for f in self._pooled() if f in self.measurable and f not in TEXTS]
+        drawn += [f for f in found if found[f].estimator in SAMPLED and f not in drawn]
+        for family in sorted(drawn, key=lambda f: distances[f].promised if f in distances else math.inf)[1:]:
+            if family in found and found[family].estimator in SAMPLED:
+                del found[family]
+        return found
 
     def _pooled(self) -> list[str]:
         """Families that share the weight of all together: those that this run could measure, whatever came of them,
@@ -248,8 +257,11 @@ class Result:
         return bits / splits["test"], splits["validation"], bits / float(mine["gain_bits"][0])
 
     def _asked(self, family: str) -> tuple[int, ...]:
-        """Sizes of a family that the run was asked for; what they cost may not depend on what was found."""
-        return tuple(self.spec["spec"]["sizes"] or DEFAULT_SIZES.get(family, ()))
+        """Sizes of a family that the run was asked for; what they cost may not depend on what was found. Of a run that
+        does not tell, those that have points."""
+        told = self.spec.get("sizes", {}).get(family) or self.spec["spec"]["sizes"]
+        mine = (pl.col("family") == family) & (pl.col("role") == "behaviour")
+        return tuple(told or self.points.filter(mine)["size"].unique().sort().to_list())
 
     def _subject(self, control: str) -> pl.DataFrame:
         role = "control" if control else "behaviour"

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from leadline.estimators.code import Cell as Box
+from leadline.estimators.code import code_bound
 from leadline.estimators.cond import cond, promised_bits
 from leadline.estimators.importance import importance
 from leadline.estimators.kl import kl
@@ -119,7 +121,7 @@ def curve_point(
     if len(null):
         row |= _gain(bits.view(-1, items), null)
     if parameters is not None and "log_scale" in parameters:
-        row |= _divergence(about, parameters)
+        row |= divergence(about, parameters)
     if made is not None:
         row |= {"steps": made.steps, "flops": made.flops, "wall_seconds": made.seconds}
         if made.lost:
@@ -135,7 +137,7 @@ def choice_point(
     """What draws of q on validation items promise of its COND bound from `draws` fresh ones, which the choice of a cell
     rests on. Null without a hit. The other arguments as `bound_points`."""
     member = in_s(margins, threshold)
-    counts, ratio = _counts(about, member, parameters), _log_ratios(about, latents, parameters)
+    counts, ratio = _counts(about, member, parameters), log_ratios(about, latents, parameters)
     promised = promised_bits(ratio, member.cpu().numpy(), counts["kl_bits"], draws)
     told = promised if math.isfinite(promised) else None
     return _row({**about, **counts, "split": "validation", "estimator": "CHOICE", "estimate_bits": told})
@@ -155,7 +157,7 @@ def bound_points(
     """
     member = in_s(margins, threshold)
     counts, hit = _counts(about, member, parameters), member.cpu().numpy()
-    ratio = _log_ratios(about, latents, parameters)
+    ratio = log_ratios(about, latents, parameters)
     bounds = {
         "COND": cond(ratio, hit, counts["kl_bits"], prior=about["prior"]),
         "KL": kl(counts["p_hits"], counts["p_draws"], counts["kl_bits"], prior=about["prior"]),
@@ -234,11 +236,20 @@ def code_point(
     return _row(row)
 
 
+def cell_point(about: Point, threshold: float, margins: Tensor, box: Box) -> Point:
+    """CELL: draws of the prior within a cell of its quantiles that hit, and what the cell is charged for its mass."""
+    member = in_s(margins, threshold)
+    hit, draws = int(member.sum()), len(member)
+    return _row({**about, **_bound(code_bound(box, hit, draws, prior=about["prior"])), "split": "test",
+                 "estimator": "CELL", "kind": "certified upper", "p_hits": hit, "p_draws": draws,
+                 "outcome": "reached" if hit else "out of steps"})  # fmt: skip
+
+
 def _counts(about: Point, member: Tensor, parameters: Parameters) -> Point:
-    return {"p_hits": int(member.sum()), "p_draws": len(member), **_divergence(about, parameters)}
+    return {"p_hits": int(member.sum()), "p_draws": len(member), **divergence(about, parameters)}
 
 
-def _divergence(about: Point, parameters: Parameters) -> Point:
+def divergence(about: Point, parameters: Parameters) -> Point:
     """KL(q || pi) in bits, or, where q is measured against one component of a mixture, what bounds it from above."""
     mean, scale, squeeze = _gaussian(parameters)
     location, width = (float(part.sum()) for part in gaussian_kl_bits(mean, scale))
@@ -246,7 +257,7 @@ def _divergence(about: Point, parameters: Parameters) -> Point:
     return {"kl_bits": location + width + _component_bits(about), "location_bits": location}
 
 
-def _log_ratios(about: Point, latents: Tensor, parameters: Parameters) -> Floats:
+def log_ratios(about: Point, latents: Tensor, parameters: Parameters) -> Floats:
     """(draws,) log2 q / pi of (draws, *shape) latents, in float64; at least that where pi is a mixture."""
     ratios = log_ratio_bits(latents.flatten(1).double().cpu().numpy(), *_gaussian(parameters))
     return ratios + _component_bits(about)

@@ -52,7 +52,7 @@ class TextPrior:
             self._objective.bits(chunk, self._nothing(len(chunk)))
             for chunk in (rows[start : start + CHUNK_ROWS] for start in range(0, len(rows), CHUNK_ROWS))
         ]
-        return torch.cat(bits).double().cpu()
+        return torch.cat(bits).double().cpu() if bits else torch.zeros(0, dtype=torch.float64)
 
     def sample(self, count: int, size: int, draws: torch.Generator, begun: Sequence[int] = ()) -> list[tuple[int, ...]]:
         """`count` sequences of `size` tokens drawn from this prior, all of which begin with `begun`. ValueError where

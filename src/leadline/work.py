@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import torch
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from leadline import rows
 from leadline.behaviour import Behaviour
 from leadline.carried import carried, left_out_lines
 from leadline.checkpoint import Checkpoint
+from leadline.distances import told
 from leadline.edits import Edit, EmbeddingEdit, no_edit
 from leadline.engine import Context, Engine, shared_prefix
 from leadline.evaluation import score_draws
@@ -35,7 +37,7 @@ from leadline.plan import Cell, Seen, latent_families
 from leadline.priors import Priors
 from leadline.progress import Reporter
 from leadline.provenance import WITH, made_with, provenance
-from leadline.records import Arrays, Run, digest, open_run
+from leadline.records import DISTANCES, Arrays, Run, differing, digest, open_run
 from leadline.result import Result
 from leadline.rewarded import SAMPLES, Judged, margins
 from leadline.solvers.base import Parameters
@@ -281,11 +283,12 @@ class Work:
         """The key of the record that says which text a cell's restart stands around."""
         return self.key("anchor", Cell(cell.task, cell.family, cell.size, cell.seed, None).label)
 
-    def save_points(self) -> None:
+    def save_points(self) -> pl.DataFrame:
         """points.parquet from all records so far."""
         frame = self.run.write_points(self._keys, self._chosen)
         if frame.is_empty():
             raise RuntimeError("a run without points")
+        return frame
 
     def _luck(self) -> dict[str, Any]:
         """What guards against luck: how often chosen draws pass a second split, and how far luck alone would carry."""
@@ -306,12 +309,15 @@ class Work:
             found |= {"prior_item_rate": rate, "luck_ceiling_bits": ceiling if math.isfinite(ceiling) else None}
         return found
 
-    def _boards(self) -> dict[str, Any]:
-        """How many boards greedy replies solve, by family and size, where the behaviour counts them."""
+    def _gathered(self) -> dict[str, Any]:
+        """What single records tell of the run: how many boards greedy replies solve, by family and size, and whether
+        the importance weights of a certified cell may be averaged, by curve."""
         found: dict[str, Any] = {}
-        for key in self._keys:
-            found |= (self.run.cell(key) or {}).get("boards", {})
-        return {"boards": found} if found else {}
+        for record in filter(None, map(self.run.cell, self._keys)):
+            for name in ("boards", "weights"):
+                if name in record:
+                    found[name] = found.get(name, {}) | record[name]
+        return found
 
     def left_out(self) -> dict[str, Any]:
         """What of the families that were asked for cannot be measured, and why."""
@@ -319,13 +325,13 @@ class Work:
 
     def finish(self) -> Result:
         """Writes what belongs to the whole run, drops the checkpoints, and returns the result."""
-        extra = {**self.extra, **self._luck(), **self._boards(), **self.left_out()}
-        self.save_points()
         stored: dict[str, Any] = self.run.read_json("spec.json") or {}
         for control in stored["controls"]:
             rows = (self.run.cell(self.key("null", control["name"])) or {"points": []})["points"]
             control["direct_bits"] = next((row["upper_bits"] for row in rows if row["family"] == "prefill"), None)
-        stored["extra"] = extra
+        stored["extra"] = {**self.extra, **self._luck(), **self._gathered(), **self.left_out()}
+        # Numbers as they are said today stay beside the points that a later version may read otherwise.
+        self.run.write_json(DISTANCES, told(Result(self.save_points(), stored)))
         stored["finished"] = stored.get("finished") or datetime.now(UTC).isoformat(timespec="seconds")
         # Before the run says that it is finished: nothing would clear them away afterwards.
         shutil.rmtree(self.run.folder / "batches", ignore_errors=True)
@@ -344,7 +350,7 @@ def open_work(
     try:
         wanted = {"spec": spec.model_dump(mode="json"), "behaviour_spec": behaviour.model_dump(mode="json")}
         stored = run.read_json("spec.json")
-        if stored is not None and (other := _differing(stored, wanted)):
+        if stored is not None and (other := differing(stored, wanted)):
             what = f"This run directory belongs to another measurement: it has another {other}"
             raise UserError(what, str(folder), "Give another --out DIR.")
         began = stored["provenance"] if stored is not None else {}
@@ -368,15 +374,6 @@ def open_work(
         run.close()
 
 
-def _differing(stored: dict[str, Any], wanted: dict[str, dict[str, Any]]) -> str:
-    """The first field of spec or behaviour in which a stored run differs from what is wanted; "" for none."""
-    for part, fields in wanted.items():
-        for name, value in fields.items():
-            if stored.get(part, {}).get(name) != value:
-                return name if part == "spec" else f"behaviour ({name})"
-    return ""
-
-
 def _about(work: Work) -> dict[str, Any]:
     """Provenance, and what was measured in words."""
     main = work.tasks[0]
@@ -392,6 +389,8 @@ def _about(work: Work) -> dict[str, Any]:
             "splits": {split: len(main.items[split]) for split in SPLITS},
             "target_tokens": len(main.items["test"][0].context.target),
         },
+        # what a size costs depends on which others were asked for: the run's own, and not a later version's defaults
+        "sizes": {family: work.spec.sizes_of(family) for family in work.spec.family},
         "controls": [
             {"name": task.name, "kind": task.kind, "target": task.target, "direct_bits": None}
             for task in work.tasks[1:]

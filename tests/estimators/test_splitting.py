@@ -205,6 +205,24 @@ def test_the_bound_by_hand() -> None:
     assert kinds == ("estimate", "certified upper", "SPLIT", "N(0, I)")
 
 
+@pytest.mark.parametrize(
+    ("make", "how"),
+    [
+        pytest.param(half_space, (1, 10.0), id="half-space-1"),
+        pytest.param(ball, (16, 10.0, 4.0), id="ball-16"),
+        pytest.param(shell, (16, 10.0), id="shell-16"),
+        pytest.param(half_space, (576, 10.0), id="half-space-576"),
+    ],
+)
+def test_k1_the_limit_is_certified_over_400_seeds(make: Maker, how: tuple[float, ...]) -> None:
+    """With the particles, moves and runs of scale ci."""
+    region = make(*how)
+    schedule = planned(region, seed=0, particles=40, moves=2)
+    found = [measured_splitting(region, schedule, seed, 4) for seed in range(400)]
+    assert_nominal(bound.upper is not None and bound.upper.value < region.distance_bits for bound in found)
+    assert sum(bound.upper is not None for bound in found) > 380
+
+
 def test_what_it_refuses() -> None:
     for masses in ([-3.0], [-3.0, math.nan], [[-3.0, -3.0]]):
         with pytest.raises(ValueError, match="two runs"):

@@ -35,6 +35,8 @@ MAX_DEPTH = 1024
 """Bits of a coordinate: down to an interval from 37 standard deviations outwards."""
 INDEX_BITS = 48
 """A cell is at least 2^-48 of its distance from the end of the tail: float64 draws still differ within it."""
+PRICES = (1.0, 0.5, 0.25)
+"""Of a bit of depth against the fit of a cell (`cell_of`), what a measurement tries on validation draws."""
 _NODES = 16
 
 

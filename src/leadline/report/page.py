@@ -31,6 +31,7 @@ from leadline.report.rows import (
     outcome_rows,
     size_rows,
     threshold_rows,
+    weight_words,
 )
 from leadline.report.ways import cheapest_words, message_lines, text_lines, ways_in
 from leadline.report.words import NONE, about, interval, plain, size_words
@@ -124,6 +125,7 @@ def _run_context(folder: Path, result: Result, place: int) -> dict[str, Any]:
         "texts": text_lines(result),
         "messages": message_lines(result),
         "certified": certified_rows(result.points),
+        "weights": weight_words(result),
         "controls": [_control(subject) for subject in subjects(result)[1:]] if controls_of(result) else [],
         "rank": rank_words(distance) if distance is not None else "",
         "unreached": distance.unreached_controls if distance is not None else 0,

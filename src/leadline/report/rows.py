@@ -186,6 +186,15 @@ def luck_words(result: Result) -> list[str]:
     return said
 
 
+def weight_words(result: Result) -> list[str]:
+    """Of each certified curve, whether IW's weights may be averaged, and what that rests on."""
+    said = []
+    for curve, words in result.spec.get("extra", {}).get("weights", {}).items():
+        control, family, size = curve.rsplit("/", 2)
+        said.append(plain(f"{control or 'behaviour'}, {family} {size}: {words}"))
+    return said
+
+
 def outcome_rows(points: pl.DataFrame) -> list[dict[str, Any]]:
     """How the rows ended, the behaviour's and the controls'; bounds are not rows of a solver."""
     tried = points.filter((pl.col("estimator") == "") & (pl.col("steps") > 0) & (pl.col("split") == "validation"))

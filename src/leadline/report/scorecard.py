@@ -71,6 +71,8 @@ def print_card(rows: Sequence[Scored], console: Console, gate_bits: float | None
     said = [(row, words) for row in rows if (words := _words(row, gate_bits))]
     if said:
         console.print()
+    if sum(row.verdict is not None for row, _ in said) > 1:
+        console.print(Text("Each answer holds at 95% by itself, not all of them together."))
     for row, words in said:
         console.print(Text(plain(f"{row.behaviour} on {row.model}: {words}")))
 

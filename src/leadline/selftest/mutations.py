@@ -14,10 +14,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from torch import Tensor
 
-from leadline import information
-from leadline.information import Floats
-from leadline.selftest.planted import Proposal
+from leadline import information, rows
+from leadline.engine import Engine
+from leadline.information import Floats, Squeeze
+from leadline.solvers.base import Parameters
+from leadline.solvers.variational import Variational
 
 
 @contextmanager
@@ -46,8 +49,8 @@ def variance_for_scale() -> AbstractContextManager[None]:
     """Sigma for its square: the widths of q are squared before its density and divergence are taken."""
     ratio, divergence = information.log_ratio_bits, information.gaussian_kl_bits
 
-    def wrong_ratio(z: ArrayLike, mean: ArrayLike, scale: ArrayLike) -> Floats:
-        return ratio(z, mean, np.square(scale))
+    def wrong_ratio(z: ArrayLike, mean: ArrayLike, scale: ArrayLike, squeeze: Squeeze | None = None) -> Floats:
+        return ratio(z, mean, np.square(scale), squeeze)
 
     def wrong_divergence(mean: ArrayLike, scale: ArrayLike) -> tuple[Floats, Floats]:
         return divergence(mean, np.square(scale))
@@ -59,8 +62,8 @@ def dropped_jacobian() -> AbstractContextManager[None]:
     """The widths are left out of the density's volume."""
     ratio, divergence = information.log_ratio_bits, information.gaussian_kl_bits
 
-    def wrong_ratio(z: ArrayLike, mean: ArrayLike, scale: ArrayLike) -> Floats:
-        without: Floats = ratio(z, mean, scale) + np.log2(scale).sum()
+    def wrong_ratio(z: ArrayLike, mean: ArrayLike, scale: ArrayLike, squeeze: Squeeze | None = None) -> Floats:
+        without: Floats = ratio(z, mean, scale, squeeze) + np.log2(scale).sum()
         return without
 
     def wrong_divergence(mean: ArrayLike, scale: ArrayLike) -> tuple[Floats, Floats]:
@@ -73,15 +76,27 @@ def dropped_jacobian() -> AbstractContextManager[None]:
 def mean_for_draws() -> AbstractContextManager[None]:
     """The mean of q is scored over and over in place of its draws."""
 
-    def repeated(self: Proposal, rng: np.random.Generator, draws: int) -> Floats:
-        return np.repeat(self.mean[None], draws, axis=0)
+    def repeated(self: Variational, parameters: Parameters, noise: Tensor) -> Tensor:
+        return parameters["mean"].expand_as(noise)
 
-    return replaced(Proposal, "draw", repeated)
+    return replaced(Variational, "draw", repeated)
+
+
+def target_off_by_one() -> AbstractContextManager[None]:
+    """A target token is looked for where the one before it is predicted."""
+    run = Engine._run
+
+    def early(self: Engine, embeds: Tensor, picks: Tensor, *rest: Any, **more: Any) -> Any:
+        return run(self, embeds, (picks - 1).clamp(min=0), *rest, **more)
+
+    return replaced(Engine, "_run", early)
 
 
 @contextmanager
 def _both(ratio: Any, divergence: Any) -> Iterator[None]:
+    """Where rows are made, as everywhere."""
     with ExitStack() as stack:
-        stack.enter_context(replaced(information, "log_ratio_bits", ratio))
-        stack.enter_context(replaced(information, "gaussian_kl_bits", divergence))
+        for owner in (information, rows):
+            stack.enter_context(replaced(owner, "log_ratio_bits", ratio))
+            stack.enter_context(replaced(owner, "gaussian_kl_bits", divergence))
         yield

@@ -12,13 +12,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import optimize, special, stats  # type: ignore[import-untyped]
 
-from leadline import information
+from leadline import rows
 from leadline.estimators import cond, importance, lower, monte_carlo, pilot, splitting
 from leadline.estimators.splitting import Schedule, advance, start
 from leadline.information import Bound, Floats
+from leadline.solvers.base import Parameters
+from leadline.solvers.variational import Variational
 
 Bools = NDArray[np.bool_]
 
@@ -30,15 +33,25 @@ class Proposal:
     mean: Floats
     scale: Floats
 
+    @property
+    def parameters(self) -> Parameters:
+        """The same as a solver has them."""
+        return {"mean": torch.from_numpy(self.mean), "log_scale": torch.from_numpy(np.log(self.scale))}
+
     def draw(self, rng: np.random.Generator, draws: int) -> Floats:
-        """(draws, d) fresh draws."""
-        return self.mean + self.scale * rng.standard_normal((draws, self.mean.size))
+        """(draws, d) fresh draws, by the solver."""
+        noise = torch.from_numpy(rng.standard_normal((draws, self.mean.size)))
+        found: Floats = Variational(1.0, 1.0, 0.0, 0.0).draw(self.parameters, noise).numpy()
+        return found
+
+    def log_ratios(self, z: Floats) -> Floats:
+        """(draws,) log2 q / pi, as they are taken for rows."""
+        return rows.log_ratios({}, torch.from_numpy(z), self.parameters)
 
     @property
     def kl_bits(self) -> float:
-        """Closed-form KL(q || pi), by the shipped function."""
-        location, width = information.gaussian_kl_bits(self.mean, self.scale)
-        return float(location.sum() + width.sum())
+        """Closed-form KL(q || pi), as it is taken for rows."""
+        return float(rows.divergence({}, self.parameters)["kl_bits"])
 
 
 @dataclass(frozen=True)
@@ -183,7 +196,7 @@ def measured_cond(region: Region, rng: np.random.Generator, draws: int) -> Bound
     """COND on fresh draws of the region's q, as a measurement does it."""
     q = region.q
     z = q.draw(rng, draws)
-    return cond(information.log_ratio_bits(z, q.mean, q.scale), region.contains(z), q.kl_bits)
+    return cond(q.log_ratios(z), region.contains(z), q.kl_bits)
 
 
 def measured_mc(region: Region, rng: np.random.Generator, draws: int) -> Bound:
@@ -202,7 +215,7 @@ def measured_importance(region: Region, rng: np.random.Generator, draws: int) ->
     """IW on fresh draws of the region's q."""
     q = region.q
     z = q.draw(rng, draws)
-    return importance(information.log_ratio_bits(z, q.mean, q.scale), region.contains(z), q.kl_bits)
+    return importance(q.log_ratios(z), region.contains(z), q.kl_bits)
 
 
 def planned(region: Region, seed: int, particles: int = 150, moves: int = 5) -> Schedule:

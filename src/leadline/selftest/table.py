@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from leadline.model import load
 from leadline.progress import Reporter
-from leadline.selftest import with_models, without_models
+from leadline.selftest import mistakes, with_models, without_models
 from leadline.selftest.row import Row
 
 TABLE: dict[str, Callable[[], Row]] = {
@@ -26,7 +26,7 @@ TABLE: dict[str, Callable[[], Row]] = {
     "K13": with_models.k13,
     "K14": with_models.k14,
     "K15": without_models.k15,
-    "K16": without_models.k16,
+    "K16": mistakes.k16,
 }
 """Each known answer of docs/measurement.md section 8; deterministic on one machine, without a network."""
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from leadline.edits import EmbeddingEdit, no_edit
 from leadline.engine import Context, Engine
 from leadline.estimators import encode, monte_carlo, point_of, text_bound
 from leadline.evaluation import score_null
+from leadline.information import d2
 from leadline.interventions import make
 from leadline.interventions.text_prompt import TextPrompt
 from leadline.items import Item, Task
@@ -80,10 +82,33 @@ def k5() -> Row:
     nothing = no_edit(len(contexts) * draws, model.hidden_size, torch.float32, torch.device("cpu"))
     replies = engine.sample(contexts * draws, nothing, 1, torch.Generator().manual_seed(1))
     counted = monte_carlo(sum(reply == target for reply in replies), len(replies))
+    divergence, least = _moved_replies(engine, contexts, target[0])
     holds = abs(bits - wanted) < 1e-4 and near(counted, wanted)
-    found = f"best_of_n {bits:.4f}, {len(replies)} sampled replies {said(counted.estimate)}"
+    # the first prompt is the other context's own word, which moves nothing but the right reply: no bit to spare
+    holds &= bool((divergence > least - 1e-5).all()) and abs(float(divergence[0] - least[0])) < 1e-5
+    found = f"best_of_n {bits:.4f}, {len(replies)} sampled replies {said(counted.estimate)}; under {len(least)} "
+    found += f"prompts replies diverge {float((divergence - least).min()):+.0e} bits or more beyond their least"
     truth = f"a model that replies rightly at a mean rate of {sum(chances) / len(chances):.4f}, {wanted:.4f} bits: "
-    return Row("K5", truth + "best_of_n says so, and so do its own replies", found, holds)
+    truth += "best_of_n says so, and so do its own replies, which no prompt moves by less than data processing allows"
+    return Row("K5", truth, found, holds)
+
+
+def _moved_replies(engine: Engine, contexts: Sequence[Context], right: int) -> tuple[Tensor, Tensor]:
+    """(prompts,) bits of KL(replies with a prompt, replies without), and the least that data processing allows, d2 of
+    the two probabilities of the right reply: for one prompt that is the word of the second context, and 64 random ones,
+    behind the first context's."""
+    hidden, start = engine.model.hidden_size, Context(contexts[0].after, (), contexts[0].target)
+    word = engine.model.embed(torch.tensor([contexts[1].after]))[:, -1]
+    prompts = torch.cat([word, normal((64, hidden), "moved replies")])[:, None]
+    count = len(prompts)
+    nothing = no_edit(1, hidden, torch.float32, torch.device("cpu"))
+    moved, still = (
+        engine.target_logits([start] * rows, edit).logits.double().log_softmax(-1) / math.log(2)
+        for rows, edit in ((count, EmbeddingEdit(prompts, (1,) * count)), (1, nothing))
+    )
+    divergence = (moved.exp2() * (moved - still)).sum(-1)
+    least = [d2(float(p), float(still[0, right].exp2())) for p in moved[:, right].exp2()]
+    return divergence, torch.tensor(least, dtype=torch.float64)
 
 
 def k8() -> Row:

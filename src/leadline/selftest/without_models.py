@@ -1,12 +1,10 @@
-"""The rows that need no model: estimators, solver, coder and choice against closed forms (K1, K2, K3, K6, K7, K15), and
-mistakes that such rows must see (K16). Each is deterministic.
+"""The rows that need no model: estimators, solver, coder and choice against closed forms (K1, K2, K3, K6, K7, K15).
+Each is deterministic.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from itertools import product
 
 import numpy as np
@@ -16,7 +14,6 @@ from leadline.coder import Reader, Writer, uniform
 from leadline.estimators import Cell, code_bound, cond, draw, importance, kl, lower, monte_carlo, splitting
 from leadline.estimators.splitting import Schedule, generator
 from leadline.information import Bits, Bound, Floats
-from leadline.selftest import mutations
 from leadline.selftest.nulls import NULLS, reported
 from leadline.selftest.planted import (
     Bools,
@@ -171,26 +168,6 @@ def k15() -> Row:
     found = f"{said(wanted.estimate)}; {', '.join(bounds)}, SPLIT and LOWER differ by at most {max(off):.0e} bits"
     truth = "q is the prior, a cell is everything, one level, one item: every estimator gives the answer of MC"
     return Row("K15", truth, found, max(off) < 1e-9 and near(wanted, region.distance_bits))
-
-
-Mistake = Callable[[], AbstractContextManager[None]]
-MISTAKES: dict[str, tuple[Mistake, Callable[[], Row]]] = {
-    "nats for bits": (mutations.nats_for_bits, k1),
-    "sigma for its square": (mutations.variance_for_scale, k1),
-    "the mean of q for its draws": (mutations.mean_for_draws, k6),
-}
-
-
-def k16() -> Row:
-    """The table can fail."""
-    seen = {}
-    for name, (mistake, known) in MISTAKES.items():
-        with mutations.no_guard(), mistake():
-            row = known()
-        seen[f"{name} breaks {row.id}"] = row.holds is False
-    found = "; ".join(f"{name}: {'yes' if broken else 'no'}" for name, broken in seen.items())
-    truth = f"{len(seen)} mistakes made on purpose, in memory: each makes its row fail"
-    return Row("K16", truth, found, all(seen.values()))
 
 
 def _above(bound: Bound, truth: float) -> bool:
