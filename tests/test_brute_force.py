@@ -63,11 +63,9 @@ def test_k4_nine_bits_in_a_soft_token(tiny: FrozenModel, tmp_path: Path) -> None
 
 
 def test_one_number_of_tinylora_by_quadrature(tiny: FrozenModel, tmp_path: Path) -> None:
-    """Changing all maps by one number makes the model drop a letter, over a short stretch of that number: its mass under
-    N(0, 1) by a grid of quantiles, as K13 has it for subspaces."""
-    words = (
-        "it rain tea snow ice wind sand milk rice salt iron gold wood fire mist hail clay silk wool corn mint sage jazz"
-    )
+    """Changing all maps by one number makes the model drop a letter, over a short stretch of that number: its mass
+    under N(0, 1) by a grid of quantiles, as K13 has it for subspaces."""
+    words = "it rain tea snow ice wind sand milk rice salt iron gold wood fire mist hail clay silk wool corn mint sage"
     asked = tuple(f"{how} {word}?" for how in ("How does", "How can") for word in words.split())
     dropped = Behaviour(name="dropped", contexts=asked, reply=Reply(text="Step b step."))
     run, tau = tmp_path / "run", 0.5
