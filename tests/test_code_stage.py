@@ -186,7 +186,7 @@ def test_a_file_that_was_changed_is_refused_and_a_score_that_differs_is_exit_cod
     file.write_bytes(whole)
     assert json.loads(record.read_text())["code"]["z_sha256"] == digest_of(point_in(whole))
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("leadline.decoded.digest_of", lambda point: "others")
+        patched.setattr("leadline.code_stage.digest_of", lambda point: "others")
         with pytest.raises(SystemExit) as ended:
             cli.main(["decode", str(run)])
     assert ended.value.code == 1

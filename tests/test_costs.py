@@ -8,7 +8,7 @@ import pytest
 
 from leadline import behaviour, costs
 from leadline.costs import plan_lines
-from leadline.outline import outline
+from leadline.outline import outline, priced
 from leadline.spec import RunSpec
 from models import random_model
 
@@ -68,16 +68,16 @@ def test_minutes_of_families_and_of_stages_come_to_the_same(monkeypatch):
     """Each at its own rate; what texts and the mixtures around them share is searched for once."""
     spec = RunSpec(family="soft_prompt,vocab_mixture,lora,text_prompt", controls=1, scale="ci")
     rates = {"soft_prompt": (1.0, 0.5), "vocab_mixture": (1.0, 0.5), "lora": (4.0, 2.0), "text_prompt": (1.0, 0.5)}
-    stages, families = costs.priced(spec, ["", "matched-0"], True, True, rates)
+    stages, families = priced(spec, ["", "matched-0"], True, True, rates)
     assert sum(stages.values()) == pytest.approx(sum(families.values()) + stages["size 0 and direct cost"])
     assert all(seconds > 0 for seconds in families.values())
-    alone = costs.priced(RunSpec(family="lora", controls=1, scale="ci"), ["", "matched-0"], True, True, rates)
+    alone = priced(RunSpec(family="lora", controls=1, scale="ci"), ["", "matched-0"], True, True, rates)
     assert families["lora"] == pytest.approx(alone[1]["lora"])
     singly = [spec.model_copy(update={"family": (family,)}) for family in spec.family]
-    apart = [costs.priced(one, ["", "matched-0"], True, True, rates)[1] for one in singly]
+    apart = [priced(one, ["", "matched-0"], True, True, rates)[1] for one in singly]
     assert sum(families.values()) < sum(sum(one.values()) for one in apart)
     # one rate for all: the plain sums of the outline
     flat = dict.fromkeys(rates, (3.0, 2.0))
     wanted = {line.what: 3.0 * line.passes + 2.0 * line.scored for line in outline(spec, ["", "matched-0"])}
-    found = costs.priced(spec, ["", "matched-0"], True, True, flat)[0]
+    found = priced(spec, ["", "matched-0"], True, True, flat)[0]
     assert {what: seconds for what, seconds in found.items() if seconds} == pytest.approx(wanted)

@@ -215,7 +215,7 @@ def test_the_outline_counts_particles_as_splitting_does():
     line = outline(spec, [""])[-1]
     assert line.scored == 2 * (budget.runs + 1) * rows * 10
     assert line.batches == 2 * (budget.runs + 1)
-    assert len(outline(spec.model_copy(update={"scale": "default"}), [""])) == 9, "no particles there"
+    assert len(outline(spec.model_copy(update={"scale": "default"}), [""])) == 10, "no particles there"
     assert len(outline(spec, [""], exact=False)) == 4
 
 

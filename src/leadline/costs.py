@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -15,7 +15,7 @@ from leadline.edits import Edit, EmbeddingEdit
 from leadline.engine import Context, Engine, shared_prefix
 from leadline.items import sample_contexts
 from leadline.model import FrozenModel
-from leadline.outline import outline
+from leadline.outline import Rates, family_line, outline, priced, rate_lines
 from leadline.places import made
 from leadline.plan import BUDGETS, gradient_cells
 from leadline.priors import Priors
@@ -46,50 +46,15 @@ def plan_lines(spec: RunSpec, behaviour: Behaviour, model: FrozenModel) -> list[
     return [
         f"Plan: {spec.behaviour} on {spec.model}",
         f"  {'each family with its controls, at most':<67}{'minutes':>9}",
-        *(_family_line(family, spec, families[family]) for family in spec.family),
+        *(family_line(family, spec, families[family]) for family in spec.family),
         *(f"  {line}" for line in left_out_lines(left_out)),
         f"  restarts {spec.seeds}",
         f"  controls: {', '.join(tasks[1:]) or 'none'}",
         f"  {'at most, sequences of contexts':<41}{'batches':>8}{'trained':>9}{'scored':>9}{'minutes':>9}",
         *lines,
         f"  in all at most about {minutes:.1f} minutes and {_gigabytes(spec, model):.1f} GB of memory",
-        *_rate_lines(rates),
+        *rate_lines(rates),
     ]
-
-
-def _family_line(family: str, spec: RunSpec, seconds: float) -> str:
-    """A family with its sizes and its share of the minutes, its controls' among them."""
-    sizes = f"{family}, sizes {', '.join(map(str, spec.sizes_of(family)))}"
-    return f"  {sizes:<67}{seconds / 60:>9.1f}"
-
-
-Rates = Mapping[str, tuple[float, float]]  # of each family: seconds of a sequence with a backward pass and without
-
-
-def priced(
-    spec: RunSpec, tasks: Sequence[str], exact: bool, aimed: bool, rates: Rates
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds of each line of the outline, and of each family: what it adds to those named before it, so that a search
-    which two of them share is counted once, and all families and size 0 come to the sum of the lines."""
-    stages: dict[str, float] = {}
-    families: dict[str, float] = {}
-    first, *_ = outline(spec, tasks, exact, aimed)  # size 0 is nobody's
-    before = {first.what: first}
-    stages[first.what] = first.scored * rates[spec.family[0]][1]
-    for count, family in enumerate(spec.family, 1):
-        part = spec.model_copy(update={"family": spec.family[:count]})
-        now = {line.what: line for line in outline(part, tasks, exact, aimed)}
-        train, score = rates[family]
-        families[family] = 0.0
-        for what in now | before:
-            passes, scored = (
-                getattr(now.get(what), kind, 0) - getattr(before.get(what), kind, 0) for kind in ("passes", "scored")
-            )
-            seconds = passes * train + scored * score
-            stages[what] = stages.get(what, 0.0) + seconds
-            families[family] += seconds
-        before = now
-    return stages, families
 
 
 def _rates(priors: Priors, behaviour: Behaviour, spec: RunSpec, tasks: Sequence[str]) -> Rates:
@@ -112,16 +77,6 @@ def _rates(priors: Priors, behaviour: Behaviour, spec: RunSpec, tasks: Sequence[
         tokens = behaviour.reward.tokens
         found = {f: (SAMPLES * (train + score * tokens), score * tokens) for f, (train, score) in found.items()}
     return found
-
-
-def _rate_lines(rates: Rates) -> list[str]:
-    """The rates, those of families that change weights by themselves."""
-    plain, dear = (next((rates[f] for f in rates if (f in WEIGHTS) is changed), None) for changed in (False, True))
-    pairs = [pair for pair in (plain, dear) if pair is not None]
-    said = [f"{1e3 * train:.1f} ms a trained and {1e3 * score:.1f} ms a scored sequence" for train, score in pairs]
-    if dear:
-        said[-1] += " where weights change"
-    return ["  (estimates, just measured:", *(f"   {line}" for line in said[:-1]), f"   {said[-1]})"]
 
 
 def seconds_a_row(model: FrozenModel, contexts: Sequence[Context], change: Edit) -> tuple[float, float]:

@@ -1,11 +1,11 @@
 """What a plan will do, line by line, with rounds and draws counted at their most: batches, sequences with a backward
-pass and without. Pure, as the plan is; what a sequence costs on this machine stands in `costs`.
+pass and without; and what lines and families take at given rates. Pure, as the plan is; `costs` times the rates.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from leadline.estimators.code import PRICES
@@ -15,7 +15,9 @@ from leadline.plan import BUDGETS, CANDIDATES, COUNTED_IN_DIMENSIONS, LOSS_BETAS
 from leadline.refit import MOST_DIMENSIONS, ROUNDS
 from leadline.scoring import needed
 from leadline.solvers.variational import AIM_PASSES
-from leadline.spec import ANCHORED, TEXTS, RunSpec
+from leadline.spec import ANCHORED, TEXTS, WEIGHTS, RunSpec
+
+Rates = Mapping[str, tuple[float, float]]  # of each family: seconds of a sequence with a backward pass and without
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,48 @@ def outline(spec: RunSpec, tasks: Sequence[str], exact: bool = True, aimed: bool
     ]  # fmt: skip
     texts = [line for family in spec.family if family in TEXTS for line in _texts(spec, family, len(tasks), exact)]
     return [*_anchors(spec, len(tasks)), *training, *([*certifying, *_splitting(spec)] if exact else []), *texts]
+
+
+def family_line(family: str, spec: RunSpec, seconds: float) -> str:
+    """A family with its sizes and its share of the minutes, its controls' among them."""
+    sizes = f"{family}, sizes {', '.join(map(str, spec.sizes_of(family)))}"
+    return f"  {sizes:<67}{seconds / 60:>9.1f}"
+
+
+def priced(
+    spec: RunSpec, tasks: Sequence[str], exact: bool, aimed: bool, rates: Rates
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds of each line of the outline, and of each family: what it adds to those named before it, so that a search
+    which two of them share is counted once, and all families and size 0 come to the sum of the lines."""
+    stages: dict[str, float] = {}
+    families: dict[str, float] = {}
+    first, *_ = outline(spec, tasks, exact, aimed)  # size 0 is nobody's
+    before = {first.what: first}
+    stages[first.what] = first.scored * rates[spec.family[0]][1]
+    for count, family in enumerate(spec.family, 1):
+        part = spec.model_copy(update={"family": spec.family[:count]})
+        now = {line.what: line for line in outline(part, tasks, exact, aimed)}
+        train, score = rates[family]
+        families[family] = 0.0
+        for what in now | before:
+            passes, scored = (
+                getattr(now.get(what), kind, 0) - getattr(before.get(what), kind, 0) for kind in ("passes", "scored")
+            )
+            seconds = passes * train + scored * score
+            stages[what] = stages.get(what, 0.0) + seconds
+            families[family] += seconds
+        before = now
+    return stages, families
+
+
+def rate_lines(rates: Rates) -> list[str]:
+    """The rates, those of families that change weights by themselves."""
+    plain, dear = (next((rates[f] for f in rates if (f in WEIGHTS) is changed), None) for changed in (False, True))
+    pairs = [pair for pair in (plain, dear) if pair is not None]
+    said = [f"{1e3 * train:.1f} ms a trained and {1e3 * score:.1f} ms a scored sequence" for train, score in pairs]
+    if dear:
+        said[-1] += " where weights change"
+    return ["  (estimates, just measured:", *(f"   {line}" for line in said[:-1]), f"   {said[-1]})"]
 
 
 def _anchors(spec: RunSpec, tasks: int) -> list[Line]:
