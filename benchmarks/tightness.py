@@ -64,13 +64,15 @@ def cases() -> dict[str, Case]:
     return found
 
 
-def measured(name: str, case: Case, runs: Path, seeds: int) -> tuple[Result, Result]:
-    """The result with trained cells alone, and the whole one; the second call finds all else done."""
+def measured(name: str, case: Case, runs: Path, seeds: int, more: dict[str, Any]) -> tuple[Result, Result]:
+    """The result with trained cells alone, and the whole one; the second call finds all else done. more: fields in
+    place of the case's own"""
 
     def once() -> Result:
         folder = runs / name.replace(", ", "-").replace(" ", "-")
         common = {"seeds": seeds, "controls": 0, "items": 10, "draws": 256, "scale": "ci", "compute": "float32,eager,1"}
-        return leadline.measure(case.model or "organism:tiny", case.behaviour, folder, **{**common, **case.fields})
+        fields = {**common, **case.fields, **more}
+        return leadline.measure(case.model or "organism:tiny", case.behaviour, folder, **fields)
 
     with replaced(bound_stage, "refitted", lambda work, cell: []):
         before = once()
@@ -114,14 +116,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", action="append", help="may be given again; all by default")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--scale", default="ci")
+    parser.add_argument("--prior-draws", type=int, help="in place of 2,048 or 4,096")
     parser.add_argument("--runs", type=Path, default=Path("runs/tightness"))
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    more: dict[str, Any] = {"scale": args.scale}
+    if args.prior_draws:
+        more["prior_draws"] = args.prior_draws
     print(f"{'':<42}" + "".join(f"{name:>7}" for name in ESTIMATES) + " |   COND     IW  SPLIT     KL | lower")
     for name, case in cases().items():
         if args.case and name not in args.case:
             continue
-        before, after = measured(name, case, args.runs, args.seeds)
+        before, after = measured(name, case, args.runs, args.seeds, more)
         rows = []
         for size in case.fields["sizes"]:
             family, truth = case.fields["family"], dict(case.truths).get(size)
