@@ -74,6 +74,20 @@ def test_text_and_soft_prompts_around_it_come_within_twice_the_direct_cost():
         assert number in README
 
 
+@pytest.mark.parametrize(("name", "times"), [("refuse-texts", 2.0), ("always-paris", 3.5)])
+def test_other_texts_and_the_soft_prompts_around_them(name: str, times: float):
+    """Soft prompts lie a few bits above the text; how many times the direct cost that text is, the log says."""
+    result = loaded(name)
+    text, around, spelled = (
+        result.distance(family=family).upper for family in ("text_prompt", "vocab_mixture", "prefill")
+    )
+    assert text is not None
+    assert around is not None
+    assert spelled is not None
+    assert (times - 0.5) * spelled.value < text.value < times * spelled.value
+    assert text.value + 2.0 < around.value < text.value + 4.0
+
+
 def test_one_token_is_enough_for_one_word_and_for_six_at_a_higher_loss():
     assert loaded("repeat-one-token").curves["soft_prompt"].capacity(0.9) == 1
     six = loaded("repeat-six-words").curves["soft_prompt"]
