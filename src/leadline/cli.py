@@ -163,10 +163,12 @@ def measure(
         if finished:
             reporter.note(f"This run is finished: {folder}\n(looking whether it still is this model's)")
         else:
-            for line in costs.plan_lines(wanted, what, frozen):
-                reporter.note(line)
+            lines = costs.plan_lines(wanted, what, frozen)
             if plan:
+                print("\n".join(lines))
                 return
+            for line in lines:
+                reporter.note(line)
             reporter.note(f"Run directory: {folder}\n(the same command continues it)")
         fields = {name: value for name, value in wanted if name in wanted.model_fields_set - {"model", "behaviour"}}
         result = run(frozen, what, folder, reporter, **fields)

@@ -231,7 +231,9 @@ def stored_spec(folder: Path) -> dict[str, Any] | None:
 def stored_tasks(folder: Path) -> list[dict[str, Any]]:
     """What items.json holds of a run: plain data for `items.from_json`. Raises UserError when it is damaged or lost."""
     stored = _read_json(folder / "items.json")
-    if stored is None or not isinstance(stored.get("tasks"), list):
+    if stored is None:
+        raise lost(folder / "items.json")
+    if not isinstance(stored.get("tasks"), list):
         raise damaged(folder / "items.json")
     tasks: list[dict[str, Any]] = stored["tasks"]
     return tasks
@@ -254,7 +256,7 @@ def read_record(folder: Path, name: str) -> dict[str, Any]:
     """A JSON record of a run, for those who only read. Raises UserError when it is missing or damaged."""
     record: dict[str, Any] | None = _read_json(folder / name)
     if record is None:
-        raise damaged(folder / name)
+        raise lost(folder / name)
     return record
 
 
@@ -349,6 +351,12 @@ def damaged(path: Path) -> UserError:
     # A cell is done or not as a whole, so one file of it is not made again by itself.
     what = f"the folder {path.parent}" if path.parent.parent.name in ("cells", "batches") else "this file"
     return UserError("This record is damaged", str(path), f"Delete {what}; the same `leadline measure` makes it again.")
+
+
+def lost(path: Path) -> UserError:
+    """What is said of a record that is not there."""
+    how = "Copy the run's whole folder; where there is no other, `leadline measure` makes it again."
+    return UserError("This run is without one of its records", str(path), how)
 
 
 def _read_json(path: Path) -> Any | None:

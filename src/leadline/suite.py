@@ -35,7 +35,11 @@ def run(suite: Suite, folder: Path, reporter: Reporter, gate_bits: float | None 
     """Measures what is not measured yet; one row a model and behaviour, in the order of the suite.
 
     gate_bits: X of a gate `distance >= X`; None for none. Every behaviour must have a distance then.
+    Raises UserError where the folder is that of a run.
     """
+    if (folder / "spec.json").is_file():
+        how = "Give --out a folder that is no run: the suite's runs lie in it, and a page of all of them."
+        raise UserError("This is the folder of a run", str(folder), how)
     rows: list[Scored] = []
     count = len(suite.models) * len(suite.behaviours)
     for model in suite.models:

@@ -55,7 +55,7 @@ def transfer(
     Raises UserError where the run has no such solution, or the other model has no room for it.
     """
     if temperature is not None and not temperature > 0.0:
-        raise UserError(f"A temperature of {temperature:g} is none", "--temperature", "Give a number above 0.")
+        raise UserError(f"There is no temperature of {temperature:g}", "--temperature", "Give a number above 0.")
     solution = find(run, size, family)
     spec = RunSpec.model_validate(Result.load(run).spec["spec"])
     if solution.behaviour.reward is not None:

@@ -26,7 +26,7 @@ def reply(run: Path, text: str, size: int | None = None, tokens: int = 60) -> Tr
     another one now, or the text does not fit into its window.
     """
     if tokens < 1:
-        raise UserError(f"A reply of {tokens} tokens is none", "--tokens", "Give at least 1.")
+        raise UserError(f"There is no reply of {tokens} tokens", "--tokens", "Give at least 1.")
     solution = find(run, size)
     model, context = solution.model, solution.context(text)
     whole = len(context.before) + solution.tokens + len(context.after) + tokens
