@@ -253,7 +253,8 @@ def _notes(result: Result, distance: Distance) -> list[str]:
     elif count < ENOUGH_CONTROLS:
         notes.append(
             f"A quick look, with {count} control{'' if count == 1 else 's'}: a finding takes at least "
-            f"{ENOUGH_CONTROLS} (--controls {ENOUGH_CONTROLS}), since phrases differ more than the draws of one do."
+            f"{ENOUGH_CONTROLS} (--controls {ENOUGH_CONTROLS}), since phrases, and searches for one, differ "
+            "more than the draws of one do."
         )
     if distance.upper is not None and (spread := result.break_even()) is not None:
         bits, held_out, contexts = spread
