@@ -29,8 +29,8 @@ def test_bounds_and_the_matched_control_make_the_headline(plant_run: PlantRun) -
         "about 60 bits nearer than a phrase as unlikely by the same bound."
     )
     assert head.notes == (
-        "A quick look, with 2 controls: a finding takes at least 8 (--controls 8), since phrases, and searches for one, "
-        "differ more than the draws of one do.",
+        "A quick look, with 2 controls: a finding takes at least 8 (--controls 8), since phrases, and searches for "
+        "one, differ more than the draws of one do.",
         "The cheapest way known is spelling the reply out (prefill), at most 34.7 bits: it dominates the bound of "
         "soft_prompt.",
     )
