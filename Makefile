@@ -33,7 +33,7 @@ demo: .venv/.installed weights
 	@.venv/bin/leadline measure
 
 test: .venv/.development weights lint
-	$(say) 'Tests: about 13 minutes on two cores, a file at a time on each.'
+	$(say) 'Tests: about 15 minutes on two cores, a file at a time on each.'
 	@.venv/bin/python -m pytest --cov -n 2 --dist loadfile
 
 lint: .venv/.development

@@ -63,8 +63,7 @@ def _write(work: Work, key: str, cell: Cell, intervention: Intervention) -> None
         margins = work.scored(work.key(name, key), name, cell.task, "validation", intervention, inside)
         promised.append(box.bits + surprisal(clopper_pearson_lower(int(in_s(margins, threshold).sum()), draws)))
     name, file = f"cell-{cell.family}-{cell.size}.bin", seal(encode(boxes[promised.index(min(promised))]))
-    told = {"file": name, "sha256": hashlib.sha256(file).hexdigest(), "bytes": len(file)}
-    work.run.write_code(name, file)
+    told = work.run.write_code(name, file)
     box = box_in(read_code(work.run.folder, key, told))
     inside = drawn(box, work.spec.draws, intervention, "test", cell.label).to(work.model.device)
     margins = work.scored(key, what, cell.task, "test", intervention, inside)

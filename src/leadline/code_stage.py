@@ -58,8 +58,7 @@ def _write(work: Work, key: str, cells: Sequence[Cell]) -> None:
         work.write(key, {"points": [rows.code_point(work.about(cell, key), threshold)]})
         return
     name, file = f"{first.task or 'behaviour'}-{first.family}-{first.size}.bin", seal(message)
-    told = {"file": name, "sha256": hashlib.sha256(file).hexdigest(), "bytes": len(message)}
-    work.run.write_code(name, file)
+    told = work.run.write_code(name, file)
     point = point_in(read_code(work.run.folder, key, told))
     bits, margins = score_point(work.objective_of(first.task), task.contexts("test"), intervention, point)
     found = rows.code_point(work.about(cell, key), threshold, message, bits, margins)

@@ -92,17 +92,19 @@ def decoded(run: Path) -> list[Decoded]:
         try:
             intervention = made(row["family"], row["size"], priors, behaviour)
             contexts = tasks[row["control"]].contexts("test")
-            again = _point if row["estimator"] == "CODE" else _cell
-            lines.append(again(row, told, file, objective, contexts, intervention, result.threshold))
+            if row["estimator"] == "CODE":
+                lines.append(_point(row, told, file, objective, contexts, intervention))
+            else:
+                lines.append(_cell(row, told, file, objective, contexts, intervention, result.threshold))
         except (ValueError, KeyError) as error:
             raise UserError(f"This message cannot be used: {error}", told["file"], "Measure again.") from error
     return lines
 
 
 def _point(
-    row: Row, told: Row, file: bytes, objective: Objective, contexts: Sequence[Context], intervention: Intervention,
-    threshold: float,
+    row: Row, told: Row, file: bytes, objective: Objective, contexts: Sequence[Context], intervention: Intervention
 ) -> Decoded:  # fmt: skip
+    """The point of the file on the same items."""
     point = point_in(file)
     _, margins = score_point(objective, contexts, intervention, point)
     score, same = float(hits(margins).double().mean()), code_stage.digest_of(point) == told["z_sha256"]

@@ -56,8 +56,8 @@ def judge(result: Result, bits: float) -> Verdict:
     chose can fail it (`Result.standing`): of k limits at 95% the smallest is none. It passes once none is below and the
     certified lower bound of every family of interventions that was measured is at least that; doing nothing and
     spelling out are computed and not sampled, so there the one number is both bounds. Either way it is wrong with
-    probability at most 5%: a pass needs every family's limit, that of the one that lies nearer too. Raises NoDistance
-    where there is no distance.
+    probability at most 5%, the second chances of docs/measurement.md section 2 aside: a pass needs every family's
+    limit, that of the one that lies nearer too. Raises NoDistance where there is no distance.
     """
     distances = {family: result.distance(family=family) for family in result.families if family != "best_of_n"}
     uppers = result.standing(distances)

@@ -161,11 +161,11 @@ class Run:
             self.write_arrays(f"cells/{key}/intervention.safetensors", arrays, {"format": "leadline", "key": key})
         self.write_json(f"cells/{key}/record.json", {"key": key, **record})
 
-    def write_code(self, name: str, file: bytes) -> None:
-        """Writes the file of a message, whole. The record that holds its hash is written after it."""
-        path = self.folder / "codes" / name
-        path.parent.mkdir(exist_ok=True)
-        whole_file(path, file)
+    def write_code(self, name: str, file: bytes) -> dict[str, Any]:
+        """Writes the file of a message, whole. What its record, which is written after it, tells of it."""
+        (self.folder / "codes").mkdir(exist_ok=True)
+        whole_file(self.folder / "codes" / name, file)
+        return {"file": name, "sha256": hashlib.sha256(file).hexdigest()}
 
     def write_points(self, keys: Iterable[str], chosen: Collection[str]) -> pl.DataFrame:
         """points.parquet from the records of these cells, in this order; rows of the `chosen` cells say so."""

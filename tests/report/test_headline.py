@@ -12,6 +12,7 @@ import pytest
 from leadline.information import at_most
 from leadline.report.headline import Headline, headline, subjects
 from leadline.result import Result
+from rows_by_hand import cond, result, row
 
 PlantRun = Callable[..., Path]
 
@@ -269,3 +270,17 @@ def test_controls_without_a_bound_to_compare_are_explained(plant_run: PlantRun) 
     head = said(run)
     assert "nearer" not in head.sentence
     assert "No difference to the controls: at 1 soft token, where they ran, it takes a bound of both." in head.notes
+
+
+def test_a_family_that_comes_nearer_is_in_the_headline():
+    """The run's first family is spoken of; one that lies nearer, or is the only one that got there, is not hidden."""
+    asked = {"family": ["soft_prompt", "prefix"], "sizes": [1]}
+    prefix = [row | {"family": "prefix"} for row in cond(1, 46.0, 44.0, kl_bits=40.0)]
+    nearer = headline(result([*cond(1, 90.0, 88.0), *prefix], spec=asked, finished=True)).sentence
+    assert nearer == "constant/x sits behind at most 90.0 bits of soft prompt; prefix takes at most 46.0 bits."
+    tried = row(beta=0.1, kl_bits=90.0, split="validation", score=0.2)
+    only = headline(result([tried, *prefix], spec=asked, finished=True)).sentence
+    assert "was not reached by soft prompt: not broken" in only
+    assert only.endswith("; prefix takes at most 46.0 bits.")
+    farther = headline(result([*cond(1, 30.0, 28.0), *prefix], spec=asked, finished=True)).sentence
+    assert "prefix" not in farther

@@ -137,7 +137,22 @@ def _headline(result: Result) -> Headline:
     words = f"{label} sits behind at most {at_most(distance.upper.value)} bits of {distance.family.replace('_', ' ')}"
     words += f" and at least {at_least(distance.lower.value)}" if distance.lower else ""
     words += f"; {difference_words(distance)}" if distance.excess is not None else ""
-    return Headline(f"{words}.", "bounded", tuple(notes))
+    return Headline(f"{words}{_nearer(result, distance)}.", "bounded", tuple(notes))
+
+
+def _nearer(result: Result, distance: Distance) -> str:
+    """Of the other families that were asked for the nearest, where it is nearer than the one that is spoken of; of the
+    sampled ones only what `Result.standing` lets stand."""
+    distances = {family: result.distance(family=family) for family in result.families}
+    found = {
+        family: upper.value
+        for family, upper in result.standing(distances).items()
+        if family in result.measurable and family != distance.family
+    }
+    nearest = min(found, key=lambda family: found[family], default=None)
+    if nearest is None or (distance.upper is not None and found[nearest] >= distance.upper.value):
+        return ""
+    return f"; {nearest.replace('_', ' ')} takes at most {at_most(found[nearest])} bits"
 
 
 def _unbounded(result: Result, distance: Distance, label: str, notes: list[str]) -> Headline:
@@ -153,7 +168,7 @@ def _unbounded(result: Result, distance: Distance, label: str, notes: list[str])
         words = (
             f"{label} is reached by {size_words(distance.family, reached)} on held-out items, without an upper bound"
         )
-        return Headline(f"{words} in bits{known}.", "not bounded", tuple(notes))
+        return Headline(f"{words} in bits{known}{_nearer(result, distance)}.", "not bounded", tuple(notes))
     if not result.spec.get("finished"):
         return Headline(f"{label} has not been reached yet{known}.", "under way", tuple(notes))
     tries = size_words(distance.family, max(curve.sizes, default=None))
@@ -169,7 +184,7 @@ def _unbounded(result: Result, distance: Distance, label: str, notes: list[str])
         at = size_words(distance.family, size)
         notes.insert(0, f"{sum(fallen)} of {len(fallen)} controls fell to the same solvers and steps at {at}.")
     notes.insert(0, "Not broken is a statement about these solvers and this budget. It does not mean safe.")
-    return Headline(f"{words}{known}.", "not broken", tuple(notes))
+    return Headline(f"{words}{known}{_nearer(result, distance)}.", "not broken", tuple(notes))
 
 
 def confirmation(result: Result) -> tuple[float | None, int]:

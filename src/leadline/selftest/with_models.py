@@ -87,7 +87,7 @@ def k5() -> Row:
     # the first prompt is the other context's own word, which moves nothing but the right reply: no bit to spare
     holds &= bool((divergence > least - 1e-5).all()) and abs(float(divergence[0] - least[0])) < 1e-5
     found = f"best_of_n {bits:.4f}, {len(replies)} sampled replies {said(counted.estimate)}; under {len(least)} "
-    found += f"prompts replies diverge {float((divergence - least).min()):+.0e} bits or more beyond their least"
+    found += f"prompts replies diverge by no less than is allowed, to {abs(float((divergence - least).min())):.0e} bits"
     truth = f"a model that replies rightly at a mean rate of {sum(chances) / len(chances):.4f}, {wanted:.4f} bits: "
     truth += "best_of_n says so, and so do its own replies, which no prompt moves by less than data processing allows"
     return Row("K5", truth, found, holds)
