@@ -27,7 +27,7 @@ def loss(family: str) -> Any:
 
 
 def test_the_same_order_agrees_wholly_and_its_chance_is_counted():
-    runs = [measured(soft_prompt=s, prefill=p) for s, p in [(10, 1), (20, 2), (30, 3), (math.inf, 50)]]
+    runs = [measured(soft_prompt=s, prefill=p) for s, p in [(10, 1), (20, 2), (30, 3), (40, 50)]]
     (found,) = agreements(runs)
     assert (found.first, found.second, found.behaviours) == ("soft_prompt", "prefill", 4)
     assert found.rho == pytest.approx(1)
@@ -44,12 +44,14 @@ def test_one_swap_of_three_and_the_reverse():
 
 def test_only_what_was_measured_in_both_counts_and_points_are_no_priors():
     runs = [measured(a=s, b=s, null=0, best_of_n=s) for s in range(3)]
-    runs += [measured(a=9), SimpleNamespace(families=("a", "b"), distance=loss)]
+    runs += [measured(a=9), measured(a=math.inf, b=9), SimpleNamespace(families=("a", "b"), distance=loss)]
     (found,) = agreements(runs)
-    assert found.behaviours == 3
+    assert found.behaviours == 3, "what nothing reached may lie anywhere"
 
 
-@pytest.mark.parametrize("pairs", [[(1, 1), (2, 2)], [(math.inf, 1), (math.inf, 2), (math.inf, 3)]])
+@pytest.mark.parametrize(
+    "pairs", [[(1, 1), (2, 2)], [(math.inf, 1), (math.inf, 2), (math.inf, 3)], [(5, 1), (5, 2), (5, 3)]]
+)
 def test_nothing_is_said_of_two_behaviours_nor_where_a_family_tells_none_apart(pairs):
     assert agreements([measured(a=s, b=p) for s, p in pairs]) == []
 

@@ -9,6 +9,7 @@ import pytest
 from leadline.behaviour import builtin_names
 from leadline.catalogue import LISTS
 from leadline.organisms import ORGANISMS
+from leadline.scorers import SCORERS
 from leadline.spec import Family
 
 
@@ -17,6 +18,7 @@ def test_the_lists_name_what_exists():
     assert names["behaviours"] == builtin_names()
     assert names["families"] == [*get_args(Family), "prefill", "best_of_n", "null"]
     assert names["organisms"] == [f"organism:{name}" for name in ORGANISMS]
+    assert names["scorers"] == list(SCORERS)
     assert {"smollm2", *names["organisms"]} <= set(names["models"])
 
 

@@ -29,6 +29,7 @@ from leadline.compare import (
     unpaired,
 )
 from leadline.estimators.cond import degrees_of_freedom
+from leadline.information import at_least
 from leadline.records import POINTS, digest, open_run
 from leadline.report.comparison import print_comparison
 from rows_by_hand import brute, cond, control, null, result, row
@@ -228,6 +229,19 @@ def test_models_of_another_size_show_delta_and_no_difference():
     assert [line.split()[-2:] for line in bounds.splitlines() if line.split()[1:2] == ["#2"]] == [["-", "-"]]
     assert [line.split()[4] for line in rest.splitlines() if line.startswith("soft_prompt ")] == ["15.0", "15.0"]
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_lower_bound_of_a_size_is_the_one_that_show_has():
+    """With the pairs of LOWER, where there are any."""
+    pairs = row(size=1, estimator="LOWER", p_hits=0, p_draws=2048, lower_bits=9.0)
+    one = side([*cond(1, 12.0, 10.0), brute(1, 0), pairs, null(0.0)], spec={"model": "m"})
+    console = Console(file=io.StringIO(), width=80)
+    print_comparison([one, replace(one, items=tuple((f"{prompt} Why?", target) for prompt, target in ITEMS))], console)
+    bounds = console.file.getvalue().split("distance by size", 1)[1].split("held-out", 1)[0]
+    lower = one.result.distance().lower
+    assert lower.estimator == "MC+LOWER"
+    shown = [line.split()[4] for line in bounds.splitlines() if line.split()[1:2] == ["#1"]]
+    assert shown == [at_least(lower.value)], bounds
 
 
 @pytest.fixture(scope="module")

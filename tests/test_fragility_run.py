@@ -15,6 +15,7 @@ from scipy import integrate, optimize, stats
 
 import leadline
 from commands import call, refused, save, small_run
+from leadline import fragility_run
 from leadline.engine import Engine
 from leadline.fragility import NOISE_GRID, PASSING
 from leadline.interventions import make
@@ -22,6 +23,7 @@ from leadline.items import from_json
 from leadline.model import load
 from leadline.objective import Objective
 from leadline.priors import Priors
+from leadline.progress import Reporter
 from leadline.records import FRAGILITY, Run, read_arrays, read_record, stored_tasks
 from leadline.report import write_page
 from leadline.result import Result
@@ -241,3 +243,26 @@ def test_a_run_that_is_no_finished_one_and_a_record_that_is_damaged_are_refused(
     assert "Run `leadline fragility` on the run again" in refused(capsys, "report", run)
     Run(run, None).write_json(FRAGILITY, {"hash": "another", "solutions": []})
     assert "belongs to another run" in refused(capsys, "report", run)
+
+
+def test_the_same_command_measures_no_solution_twice_and_another_number_of_draws_all(monkeypatch, random, tmp_path):
+    run, measured, most = shutil.copytree(random, tmp_path / "run"), [], 1
+
+    def measures(setting, point, reporter):
+        if len(measured) == most:
+            raise KeyboardInterrupt
+        measured.append(point.row["key"])
+        return {"key": point.row["key"], "draws": setting.draws}
+
+    monkeypatch.setattr(fragility_run, "measure_point", measures)
+    with pytest.raises(KeyboardInterrupt):
+        fragility_run.run_fragility(run, Reporter(), draws=40, family="steering")
+    assert not (run / FRAGILITY).exists()
+    most = -1
+    found = fragility_run.run_fragility(run, Reporter(), draws=40, family="steering")["solutions"]
+    assert measured == [one["key"] for one in found], "the first was kept"
+    for damaged in run.glob(f"cells/*/{FRAGILITY}"):
+        damaged.write_text("{")
+    assert fragility_run.run_fragility(run, Reporter(), draws=40, family="steering")["solutions"] == found
+    more = fragility_run.run_fragility(run, Reporter(), draws=41, family="steering")["solutions"]
+    assert [one["draws"] for one in more] == [41] * len(found)

@@ -175,6 +175,17 @@ def test_the_outline_counts_all_stages():
     assert [line.scored for line in loss] == [a_search + 80 + 40], "nothing holds, nothing is drawn blindly"
 
 
+def test_the_outline_counts_the_batches_that_are_made_of_several_families():
+    """Rows whose edits are of one kind share a batch, and no others."""
+    spec, tasks = RunSpec(family="soft_prompt,vocab_mixture,steering,prefix", sizes="1"), ["", "matched-0"]
+    kinds = 3  # soft prompts and mixtures write embeddings
+    _, curve, first, rounds = [line for line in outline(spec, tasks) if "stand around" not in line.what][:4]
+    assert curve.batches == first.batches == len(batches(gradient_cells(spec, tasks), BUDGETS["default"])) == kinds
+    assert rounds.batches == kinds * BUDGETS["default"].rounds, "two cells a curve still fit"
+    spec = spec.model_copy(update={"sizes": (1, 2)})
+    assert outline(spec, tasks)[2].batches == 1 + 2 * 2, "other sites, or keys of another length, are no one batch"
+
+
 def test_the_outline_counts_demonstrations_and_edits():
     tasks = ["", "matched-0"]
     (few,) = outline(RunSpec(family="few_shot", sizes="1,3", seeds=2), tasks)[8:]

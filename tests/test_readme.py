@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 
 from leadline import cli, plan
+from leadline.behaviour import load
+from leadline.items import LEAST_TRAIN
+from leadline.scorers import SCORERS
+from leadline.spec import RunSpec
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 
@@ -32,6 +36,16 @@ def test_the_ten_lines_of_python_run(tmp_path, monkeypatch, tiny_model_folder, c
     code = block.replace('model="smollm2"', smaller).replace("(1, 2, 4, 8)", "(1,)").replace("seeds=3", "seeds=1")
     exec(compile(code, "README.md", "exec"), {})
     assert "bits" in capsys.readouterr().out
+
+
+def test_the_behaviours_in_yaml_are_behaviours(tmp_path):
+    (block,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "one.yaml").write_text(block)
+    assert load(str(tmp_path / "one.yaml")).slot == "system"
+    (reward,) = re.findall(r"`(reward: \{.*?\})`", README)
+    (tmp_path / "two.yaml").write_text(f"name: two\n{reward}\n")
+    assert load(str(tmp_path / "two.yaml")).reward.scorer in SCORERS
+    assert f"{3 * RunSpec().items + LEAST_TRAIN} or more" in README
 
 
 @pytest.mark.parametrize("command", sorted(set(re.findall(r"^\| `leadline (\w+)", README, re.MULTILINE))))

@@ -7,12 +7,24 @@ import re
 from pathlib import Path
 from typing import get_args
 
+import jsonschema
 import pytest
 from pydantic import ValidationError
 
 from leadline.interventions import FAMILIES as LATENT
 from leadline.schemas import schemas
-from leadline.spec import CONDITIONED, PROMPTED, TEXTS, Family, RunSpec, UserError, field_errors, field_path, yaml_line
+from leadline.spec import (
+    CONDITIONED,
+    PROMPTED,
+    TEXTS,
+    Family,
+    RunSpec,
+    UserError,
+    field_errors,
+    field_path,
+    json_schema,
+    yaml_line,
+)
 
 FAMILIES = get_args(Family)
 FAMILIES_WANTED = f"'text' is none of {', '.join(FAMILIES)}"
@@ -111,3 +123,18 @@ def test_a_family_that_is_mistyped_is_told_the_nearest():
         RunSpec(family="soft_promt")
     error = field_errors(wrong.value, RunSpec, "--family")
     assert error.what == "There is no 'soft_promt'; the nearest is soft_prompt"
+
+
+def test_families_that_are_measured_unasked_are_told_so():
+    with pytest.raises(ValidationError, match="prefill is measured unasked"):
+        RunSpec(family="soft_prompt,prefill")
+
+
+@pytest.mark.parametrize(
+    "fields", [{"family": "all", "sizes": "1,2"}, {"family": ["lora"], "sizes": 4}, {"sizes": [1, 2]}, {"sizes": None}]
+)
+def test_the_schema_takes_what_the_spec_takes(fields):
+    jsonschema.validate(fields, json_schema(RunSpec))
+    assert RunSpec(**fields)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"family": ["loar"]}, json_schema(RunSpec))

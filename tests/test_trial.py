@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
-from commands import small_run
+from commands import call, small_run
 from leadline.result import Result
 from leadline.spec import UserError
 from leadline.trial import reply
@@ -37,6 +38,21 @@ def reached(monkeypatch: pytest.MonkeyPatch, *sizes: int) -> None:
 def test_the_smallest_size_that_reached_is_taken_else_the_largest(finished, monkeypatch, sizes, taken):
     reached(monkeypatch, *sizes)
     assert reply(finished, "Hello", tokens=2).what == f"soft_prompt of size {taken}"
+
+
+def test_a_solution_that_missed_the_threshold_and_a_run_that_goes_on_are_said(capsys, finished, tmp_path, monkeypatch):
+    code, _, said = call(capsys, "try", finished, "Hello", "--tokens", 2)
+    assert code == 0
+    assert re.fullmatch(r"soft_prompt of size 2 scores 0.\d\d on test items, below the threshold of 0.9.\n", said)
+    run = shutil.copytree(finished, tmp_path / "run")
+    spec = json.loads((run / "spec.json").read_text())
+    del spec["seal"], spec["finished"]
+    (run / "spec.json").write_text(json.dumps(spec))
+    _, _, said = call(capsys, "export", run, "--format", "prompt-embeds", "--out", tmp_path / "out")
+    assert "below the threshold of 0.9. This run is not finished, and another solution" in said
+    assert json.loads((tmp_path / "out" / "leadline.json").read_text())["shortfall"] == said.strip()
+    reached(monkeypatch, 1)
+    assert reply(finished, "Hello", tokens=2).shortfall == ""
 
 
 def test_a_size_may_be_named(finished):

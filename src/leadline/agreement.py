@@ -5,7 +5,6 @@ A distance is prior mass, and another prior gives another number; what should la
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -26,7 +25,7 @@ class Agreement:
 
     rho:        Spearman's rank correlation of their certified upper bounds, -1 to 1
     p:          share of all orders of one side that agree at least as well (exact up to 7 behaviours, else drawn)
-    behaviours: how many were measured in both; one that nothing reached counts as the farthest
+    behaviours: how many have a bound in both; of one that nothing reached it is not known how far it lies
     """
 
     first: str
@@ -37,7 +36,7 @@ class Agreement:
 
 
 def agreements(results: Sequence[Result]) -> list[Agreement]:
-    """Every pair of families that measured at least FEWEST of the behaviours, and told them apart."""
+    """Every pair of families that bound at least FEWEST of the behaviours, and tell them apart."""
     bounds = [_bounds(result) for result in results]
     found = []
     for first, second in combinations(dict.fromkeys(family for row in bounds for family in row), 2):
@@ -53,9 +52,9 @@ def agreements(results: Sequence[Result]) -> list[Agreement]:
 
 
 def _bounds(result: Result) -> dict[str, float]:
-    """Certified upper bound of each family in bits, inf where none was found. Empty for a loss."""
+    """Certified upper bound in bits of each family that has one. Empty for a loss."""
     try:
         distances = {f: result.distance(family=f) for f in result.families if f not in NO_PRIOR}
     except NoDistance:
         return {}
-    return {f: d.upper.value if d.upper is not None else math.inf for f, d in distances.items()}
+    return {f: d.upper.value for f, d in distances.items() if d.upper is not None}

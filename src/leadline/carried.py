@@ -17,17 +17,18 @@ from leadline.spec import RunSpec, UserError
 
 
 def carried(model: FrozenModel, behaviour: Behaviour, spec: RunSpec, priors: Priors) -> tuple[RunSpec, dict[str, str]]:
-    """The spec with the families that can be measured, and the reason of each that cannot; a spec that does not ask for
-    every family comes back as it is. Raises UserError where none can."""
-    if not spec.every_family:
-        return spec, {}
+    """The spec with the families that can be measured, and the reason of each that cannot. Raises UserError where none
+    can, and where a family that was asked for by its name cannot."""
 
     def check(some: RunSpec) -> None:
+        sample_contexts(model, behaviour, some, 1)
         for family in latent_families(some):
             for size in some.sizes_of(family):
                 made(family, size, priors, behaviour)
-        sample_contexts(model, behaviour, some, 1)
 
+    if not spec.every_family:
+        check(spec)
+        return spec, {}
     left_out: dict[str, UserError] = {}
     try:
         check(spec)

@@ -48,6 +48,15 @@ def families() -> Rows:
     ]
 
 
+def scorers() -> Rows:
+    """Built-in scorers of replies, for a behaviour's `reward`."""
+    return [
+        ("sentiment/positive", "English that VADER's word list counts as positive; takes leadline[scorers]"),
+        ("language/french", "what py3langid takes for French; takes leadline[scorers]"),
+        ("style/capitals", "every letter a capital, and at least one of them"),
+    ]
+
+
 def organisms() -> Rows:
     """Models with planted truth."""
     return [row for row in models() if row[0].startswith("organism:")]
@@ -58,4 +67,5 @@ LISTS: dict[str, Callable[[], Rows]] = {
     "models": models,
     "families": families,
     "organisms": organisms,
+    "scorers": scorers,
 }

@@ -138,6 +138,8 @@ def try_(run: Path, text: str, /, *, size: int | None = None, tokens: int = 60) 
     from leadline.trial import reply
 
     found = reply(run, text, size, tokens)
+    if found.shortfall:
+        _tell(found.shortfall)
     console = Console()
     for label, value in (("without", found.without), (f"with {found.what}", found.with_solution)):
         console.print(f"[bold]{escape(label)}[/bold]\n{escape(value)}\n", highlight=False)
@@ -195,7 +197,7 @@ def fragility(
     """How little it takes to break the solutions that a run found: noise, rounding, sampling, slope and curvature.
 
     Every solution in numbers of the finished run, those of the controls beside them; written to RUN/fragility.json, in
-    place of what an earlier call wrote.
+    place of what an earlier call wrote. The same command continues one that was stopped.
 
     Parameters
     ----------
@@ -275,16 +277,21 @@ def export(
     """
     from leadline.integrations.export import export as write
 
-    print(write(run, format, size, family, out))
+    print(write(run, format, size, family, out, _tell))
+
+
+def _tell(said: str) -> None:
+    """A sentence that is no result, on standard error."""
+    Console(stderr=True).print(said, markup=False, highlight=False, soft_wrap=True)
 
 
 def list_(what: str, /) -> None:
-    """What there is: behaviours, models, families or organisms.
+    """What there is: behaviours, models, families, organisms or scorers.
 
     Parameters
     ----------
     what
-        behaviours, models, families or organisms.
+        behaviours, models, families, organisms or scorers.
     """
     from leadline.catalogue import LISTS
 

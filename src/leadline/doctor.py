@@ -110,9 +110,11 @@ def _speed() -> str:
     step = len(contexts) * seconds_a_row(model, contexts, change)[0]
     rate = floor.product_rate(model)
     least = floor.step_flops(Engine(model, shared_prefix(contexts)), contexts, change) / rate
+    copied = floor.copy_rate(model)
+    rates = f"{rate / 1e9:.0f} GFLOP/s of {model.compute.dtype} products, {copied / 1e9:.0f} GB/s copied"
     return (
         f"{len(contexts)} sequences of {spec.model} take {step:.2f} s a training step, {step / least:.1f} times the "
-        f"floor ({rate / 1e9:.0f} GFLOP/s of {model.compute.dtype} products, {model.compute.threads} threads)"
+        f"floor ({rates}, {model.compute.threads} threads)"
     )
 
 

@@ -21,6 +21,7 @@ from leadline.parts import tokens_run
 
 SIDE, ON_GPU = 1024, 8192  # of the square matrices that are multiplied: they fit a core's cache, or fill a GPU
 REPEATS = 5
+COPIED = 1 << 26  # bytes of each copy: no cache holds them
 
 
 def product_rate(model: FrozenModel) -> float:
@@ -50,6 +51,29 @@ def _rate(model: FrozenModel) -> float:
         seconds = time.perf_counter() - begin
     torch.set_num_threads(before)
     return 2.0 * side**3 * times * lanes / seconds
+
+
+def copy_rate(model: FrozenModel) -> float:
+    """Bytes a second that all of the model's threads read and write when they copy; the best of a few."""
+    device = model.device
+    lanes = model.compute.threads if device.type == "cpu" else 1
+    pairs = [[torch.zeros(COPIED, dtype=torch.uint8, device=device) for _ in range(2)] for _ in range(lanes)]
+    before, found = torch.get_num_threads(), []
+
+    def move(pair: list[torch.Tensor]) -> None:
+        torch.set_num_threads(1)
+        for _ in range(REPEATS):
+            pair[0].copy_(pair[1])
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    with ThreadPoolExecutor(lanes) as pool:
+        for _ in range(REPEATS + 1):
+            begin = time.perf_counter()
+            list(pool.map(move, pairs))
+            found.append(time.perf_counter() - begin)
+    torch.set_num_threads(before)
+    return 2.0 * COPIED * REPEATS * lanes / min(found)
 
 
 def step_flops(engine: Engine, contexts: Sequence[Context], edit: Edit) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import leadline
 from leadline.behaviour import Behaviour
+from leadline.cache import file_sha256
 from leadline.edits import Edit, EmbeddingEdit, KeyValueEdit, no_edit
 from leadline.engine import Context, Engine, shared_prefix
 from leadline.evaluation import score_draws, score_latents
@@ -33,7 +35,7 @@ from leadline.objective import CHUNK_ROWS, Objective, objective_for
 from leadline.paraphrases import OPTION, Paraphrases, read_paraphrases
 from leadline.priors import Priors
 from leadline.progress import Reporter
-from leadline.records import FRAGILITY, open_run, read_arrays, stored_tasks
+from leadline.records import FRAGILITY, RECIPE, Run, digest, open_run, read_arrays, stored_tasks
 from leadline.result import Result
 from leadline.solution import subject, trained_intervention
 from leadline.spec import CONDITIONED, UserError
@@ -113,11 +115,13 @@ def run_fragility(
         model, behaviour = subject(run, result)
         words = read_paraphrases(paraphrases, behaviour, tasks[""]) if paraphrases is not None else None
         setting = _setting(result, model, behaviour, list(tasks.values()), draws, words)
+        asked = digest([leadline.__version__, RECIPE, result.spec["hash"], draws, words and file_sha256(words.file)])
         found = []
         for number, row in enumerate(rows, 1):
             point = _point(run, setting, row, tasks[row["control"]])
             reporter.stage(f"{number} of {len(rows)}: {point.name}")
-            found.append(measure_point(setting, point, reporter))
+            found.append(_kept(opened, asked, row["key"]) or measure_point(setting, point, reporter))
+            opened.write_json(_place(row["key"]), {"asked": asked, "solution": found[-1]})
         record = {
             "hash": result.spec["hash"], "threshold": setting.threshold, "confidence": CONFIDENCE, "draws": draws,
             "probes": draws, "test_items": len(tasks[""].items["test"]),
@@ -130,12 +134,26 @@ def run_fragility(
     return record
 
 
+def _place(key: str) -> str:
+    """Where one solution's numbers are kept, so that the same command continues where it was killed."""
+    return f"cells/{key}/{FRAGILITY}"
+
+
+def _kept(run: Run, asked: str, key: str) -> dict[str, Any] | None:
+    """What an earlier call, asked for the same, found of this solution; None where it has to be measured."""
+    with suppress(UserError):  # damaged: measured again
+        kept = run.read_json(_place(key)) or {}
+        found: dict[str, Any] | None = kept["solution"] if kept.get("asked") == asked else None
+        return found
+    return None
+
+
 def measure_point(setting: Setting, point: Point, reporter: Reporter) -> dict[str, Any]:
     """All numbers of one solution as plain data. Noise is the same for the behaviour and its controls."""
     draws, row, contexts = setting.draws, point.row, point.task.contexts("test")
     some = contexts[:LOSS_ITEMS]
-    most = 28 * draws + 28 + draws + LANCZOS_STEPS  # latents that a closure is given, at most (`fragility`)
-    done = 0
+    around = 5 * draws + 5 + draws  # latents that `loss` is given once all scores are known (`fragility`)
+    most, done, scoring = LANCZOS_STEPS + 23 * draws + 23 + around, 0, False
 
     def told(count: int) -> None:
         nonlocal done
@@ -143,6 +161,9 @@ def measure_point(setting: Setting, point: Point, reporter: Reporter) -> dict[st
         reporter.progress(min(done, most), most, "perturbed solutions, at most")
 
     def loss(latents: Tensor) -> Tensor:
+        nonlocal done, scoring
+        if scoring:  # how many scores bisection takes is known only now
+            done, scoring = most - around, False
         told(len(latents))
         many = some * len(latents)
         conditions = [context.conditions for context in many]
@@ -151,6 +172,8 @@ def measure_point(setting: Setting, point: Point, reporter: Reporter) -> dict[st
         return (nats / math.log(2)).view(len(latents), len(some)).mean(1)
 
     def score(latents: Tensor) -> Tensor:
+        nonlocal scoring
+        scoring = True
         told(len(latents))
         if setting.threshold is None:
             return torch.zeros(len(latents))

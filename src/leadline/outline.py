@@ -4,14 +4,21 @@ pass and without; and what lines and families take at given rates. Pure, as the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from leadline.estimators.code import PRICES
 from leadline.estimators.lower import PAIRS
 from leadline.estimators.message import TRIED
-from leadline.plan import BUDGETS, CANDIDATES, COUNTED_IN_DIMENSIONS, LOSS_BETAS, TEXT_BUDGETS, gradient_cells
+from leadline.plan import (
+    BUDGETS,
+    CANDIDATES,
+    COUNTED_IN_DIMENSIONS,
+    LOSS_BETAS,
+    TEXT_BUDGETS,
+    batches,
+    gradient_cells,
+)
 from leadline.refit import MOST_DIMENSIONS, ROUNDS
 from leadline.scoring import needed
 from leadline.solvers.variational import AIM_PASSES
@@ -40,8 +47,8 @@ def outline(spec: RunSpec, tasks: Sequence[str], exact: bool = True, aimed: bool
     doomed = items - needed(spec.threshold, items) + 1  # a draw that never hits is dropped after so many items
     rounds = budget.rounds if exact else min(LOSS_BETAS - 1, budget.rounds)
     later = len(curves) * (max(0, 2 * rounds - 1) if exact else rounds)  # one cell a curve while it widens, then two
-    a_step = len(cells) * budget.contexts
-    count = math.ceil(a_step / budget.sequences)
+    a_step, count = len(cells) * budget.contexts, len(batches(cells, budget))
+    a_round = [*{cell.curve: cell for cell in cells}.values()] * (2 if exact else 1)
     point = items * budget.curve_draws
     compared, certified = CANDIDATES * budget.choice_draws * items // 2, spec.draws * items * 3 // 4
     training = [
@@ -49,7 +56,7 @@ def outline(spec: RunSpec, tasks: Sequence[str], exact: bool = True, aimed: bool
         Line("size curve (gradient)", count, a_step * budget.gradient_steps, 3 * items * len(cells)),
         Line("rate-distortion curve, first beta", count, a_step * (aiming + budget.first_steps),
              point * len(cells)),
-        Line(f"at most {rounds} more rounds", rounds * math.ceil(2 * len(curves) * budget.contexts / budget.sequences),
+        Line(f"at most {rounds} more rounds", rounds * len(batches(a_round, budget)),
              later * budget.contexts * (aiming + budget.round_steps), point * later),
     ]  # fmt: skip
     small = [c for c in curves if c[1] in COUNTED_IN_DIMENSIONS and c[2] <= MOST_DIMENSIONS]

@@ -39,13 +39,12 @@ from leadline.information import (
 )
 from leadline.records import POINTS, points_are_whole, read_spec
 from leadline.sentences import distance_sentence, frontier_sentence
-from leadline.spec import SCALED, TEXTS, UserError
+from leadline.spec import SCALED, SIZELESS, TEXTS, UserError
 
 __all__ = ["Bits", "Distance", "Frontier", "NoDistance", "Result"]
 
 Row = dict[str, Any]
 NATURAL = ("matched", "nearest", "phrase")  # controls that are phrases as people write them, as replies are
-SIZELESS = ("prefill", "best_of_n", "null")  # families that are measured with every behaviour
 
 
 class NoDistance(ValueError):

@@ -40,6 +40,7 @@ class Solution:
     edit:             what it does, as an edit of one row
     contexts:         all contexts of the run, with the behaviour's targets
     text:             what is typed at the slot, of a text prompt; None of every other family
+    shortfall:        what its user has to be told, in sentences; "" of one that reached the threshold in a finished run
     """
 
     model: FrozenModel
@@ -50,6 +51,7 @@ class Solution:
     edit: Edit
     contexts: tuple[Context, ...]
     text: str | None = None
+    shortfall: str = ""
 
     @property
     def name(self) -> str:
@@ -107,7 +109,19 @@ def find(run: Path, size: int | None = None, family: str | None = None) -> Solut
             latents = torch.from_numpy(found["mean"].copy())[None].to(model.device)
             written = edit([trained_intervention(run, row, Priors(model), behaviour)], [latents])
     contexts = tuple(context for split in SPLITS for context in main.contexts(split))
-    return Solution(model, behaviour, row["family"], row["size"], row["key"], written, contexts, text)
+    named = (row["family"], row["size"], row["key"])
+    return Solution(model, behaviour, *named, written, contexts, text, _shortfall(result, row))
+
+
+def _shortfall(result: Result, row: dict[str, Any]) -> str:
+    """What has to be said of a solution that is not what was asked for, or not yet known to be the one."""
+    found = ""
+    if row["score"] is not None and row["outcome"] != "reached":
+        found = f"{row['family']} of size {row['size']} scores {row['score']:.2f} on test items, below the threshold "
+        found += f"of {result.threshold:g}. "
+    if not result.spec.get("finished"):
+        found += "This run is not finished, and another solution may still take its place."
+    return found.rstrip()
 
 
 def subject(run: Path, result: Result, threads: int | None = None) -> tuple[FrozenModel, Behaviour]:

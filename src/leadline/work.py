@@ -33,7 +33,7 @@ from leadline.model import FrozenModel
 from leadline.objective import Objective, objective_for
 from leadline.pathfinding import tally
 from leadline.places import made
-from leadline.plan import Cell, Seen, latent_families
+from leadline.plan import Cell, Seen
 from leadline.priors import Priors
 from leadline.progress import Reporter
 from leadline.provenance import WITH, made_with, provenance
@@ -61,9 +61,6 @@ class Work:
         self.spec, self._left_out = carried(model, behaviour, spec, self.priors)
         for line in left_out_lines(self._left_out):
             reporter.note(line)
-        for family in latent_families(self.spec):  # before anything is begun: a size may not fit
-            for size in self.spec.sizes_of(family):
-                self.intervention(Cell("", family, size, -1, None))
         self.tasks = self._prepare()
         contexts = [c for task in self.tasks for split in SPLITS for c in task.contexts(split)]
         self.engine = Engine(model, shared_prefix(contexts))

@@ -55,7 +55,7 @@ def test_says_everything_that_matters(plant_run: PlantRun) -> None:
     assert "Cost: " in text
     assert "Rank of the behaviour: 1 of 3." in text
     assert "N(mu, sigma^2) of the vocabulary, per dimension; sizes 1, 4 weighted" in text
-    assert "C(0.9), the smallest size that reaches it: 1" in text
+    assert "C(0.9), the smallest size whose chosen restart reaches it: 1" in text
     assert text.rstrip().endswith("page: runs/some/report.html")
 
 

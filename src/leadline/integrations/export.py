@@ -25,14 +25,20 @@ FORMATS: dict[str, Callable[[Solution, Path], dict[str, Any]]] = {
 """Each writes its files into a folder and returns what its note says beyond the common fields."""
 
 
-def export(run: Path, form: str, size: int | None = None, family: str | None = None, out: Path | None = None) -> Path:
+def export(
+    run: Path, form: str, size: int | None = None, family: str | None = None, out: Path | None = None,
+    tell: Callable[[str], None] = lambda said: None,
+) -> Path:  # fmt: skip
     """The folder with the run's solution in one of FORMATS; by default RUN/export/FORMAT-FAMILY-SIZE.
 
+    tell: is told where the solution falls short of what was asked for; its note says so as well
     It appears whole or not at all. Raises UserError where the run has no such solution, the format cannot hold it, or
     the folder is in use.
     """
     _require_free(out)
     solution = find(run, size, family)
+    if solution.shortfall:
+        tell(solution.shortfall)
     folder = out or run / "export" / f"{form}-{solution.family}-{solution.size}"
     _require_free(folder)
     return write(solution, form, folder)
@@ -61,4 +67,5 @@ def _about(solution: Solution, form: str) -> dict[str, Any]:
         "model_hash": model.weight_hash, "tokenizer_hash": model.tokenizer_hash, "template_hash": model.template_hash,
         "dtype": model.compute.dtype, "behaviour": solution.behaviour.name, "context_format": solution.behaviour.format,
         "slot": solution.behaviour.slot, "family": solution.family, "size": solution.size, "cell": solution.key,
+        "shortfall": solution.shortfall,
     }  # fmt: skip

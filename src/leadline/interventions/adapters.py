@@ -16,6 +16,7 @@ from torch import Tensor
 from leadline.edits import WeightEdit
 from leadline.interventions.base import Intervention
 from leadline.priors import RELATIVE_NORM, Priors, generator
+from leadline.spec import UserError
 
 
 @final
@@ -27,6 +28,10 @@ class Lora(Intervention):
     tokens = 0
 
     def __init__(self, size: int, priors: Priors) -> None:
+        widest = max(min(weight.shape) for weight in priors.linear.values())
+        if size > widest:
+            what = f"Rank {size} is more than any map of this model has, {widest}"
+            raise UserError(what, "--sizes", "Use smaller sizes.")
         self.size = size
         self.prior = f"N(0, sigma^2) on both factors, norm(dW) / norm(W) = {RELATIVE_NORM}"
         self._parts: list[tuple[str, int, int, float]] = []

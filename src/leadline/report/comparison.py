@@ -19,17 +19,17 @@ from leadline.compare import (
     saved_difference,
     score_difference,
 )
-from leadline.estimators.combine import upper_bits
+from leadline.estimators.combine import brute_force, upper_bits
 from leadline.information import at_least, at_most
 from leadline.report.columns import dots, print_table
 from leadline.report.headline import behaviour_label, distance_of
 from leadline.report.rows import cost_words
-from leadline.report.words import NONE, about, interval, plain, span
+from leadline.report.words import NONE, about, bound_notes, interval, plain, span
 from leadline.result import NoDistance
 from leadline.sentences import rank_words
 
 BOUNDS: dict[str, JustifyMethod] = {
-    "size": "right", "run": "left", "at most": "right", "estimate": "left", "at least": "right", "by": "left",
+    "size": "right", "run": "left", "at most": "right", "its 95%": "left", "at least": "right", "by": "left",
     "minus #1": "right", "95%": "left",
 }  # fmt: skip
 ITEMS: dict[str, JustifyMethod] = {
@@ -42,7 +42,7 @@ EXCESS: dict[str, JustifyMethod] = {
 }  # fmt: skip
 PAIRINGS: dict[str, str] = {
     "paired": "paired item by item",
-    "added": "not paired (targets or items differ, or single items are not on record): intervals added",
+    "added": "not paired (targets or items differ, are not on record one by one, or score alike): intervals added",
     "independent": "not paired, no item in common: squares of intervals added",
 }
 
@@ -55,6 +55,14 @@ def print_comparison(sides: Sequence[Side], console: Console) -> None:
             f"#{number}  {behaviour_label(side.result.spec)} on {side.result.spec['spec']['model']}  ({side.folder})"
         )
         console.print(Text(plain(words)), soft_wrap=True)
+    for number, side in enumerate(sides[1:], 2):
+        said = ""
+        if reason := incomparable(sides[0], side):
+            said = f"#{number} is not subtracted: {reason}"
+        elif sides[0].items != side.items:
+            said = f"#{number} was measured on other test items than #1, or with other targets"
+        if said:
+            console.print(Text(said, style="dim"))
     families = dict.fromkeys(family for side in sides for family in side.result.families if family != "null")
     for family in families:
         _bounds(sides, family, console)
@@ -76,22 +84,20 @@ def _bounds(sides: Sequence[Side], family: str, console: Console) -> None:
             if found is None:
                 continue
             upper = upper_bits(found.row, 1.0, "") if found.row is not None else None
-            lower = found.brute["lower_bits"] if found.brute is not None else None
+            lower, _ = brute_force([found], "", side.result.threshold)
             less = bound_difference(sides[0], side, family, size) if number > 1 else None
             rows.append((
                 str(size or ""), f"#{number}", at_most(upper.value) if upper is not None else "no bound",
-                dots(interval(upper)), at_least(lower) if lower is not None else NONE,
+                dots(interval(upper)), at_least(lower.value) if lower is not None else NONE,
                 upper.estimator if upper is not None else NONE,
                 about(less.value) if less is not None else NONE, dots(interval(less)),
             ))  # fmt: skip
     if not rows:
         return
-    lines = ["each size by itself, its choice not paid; minus #1: point estimates of the same bound"]
-    for number, side in enumerate(sides[1:], 2):
-        if reason := incomparable(sides[0], side):
-            lines.append(f"#{number} is not subtracted: {reason}")
-        elif sides[0].items != side.items:
-            lines.append(f"#{number} was measured on other test items than #1, or with other targets")
+    lines = [
+        *bound_notes(row[2] for row in rows),
+        "each size by itself, its choice not paid; minus #1: point estimates of the same bound",
+    ]
     print_table(console, f"{family}: distance by size, bits", BOUNDS, rows, lines)
 
 

@@ -133,7 +133,7 @@ def _side_by_side(drawn: list[Any], family: str, result: Result, wide: bool) -> 
 def rate_distortion(result: Result, wide: bool = True) -> Any | None:
     """KL in bits against the loss and the score: every beta, the lower hull, the bracket of tau, controls.
 
-    None where no beta was run. The KL axis is spaced by square roots, on which a straight mixture line bends.
+    None where no beta was run. KL and loss are spaced by square roots, on which a straight mixture line bends.
     """
     panels = []
     for family, curve in result.curves.items():
@@ -335,7 +335,8 @@ def _panel_size(wide: bool, panels: int) -> tuple[int, int]:
 
 
 def _y_axis(kind: str) -> Any:
-    scale = {"domain": [0, 1.0], "nice": False} if kind == "score" else {"zero": True, "nice": TICKS}
+    far = {"type": "sqrt", "zero": True, "nice": TICKS}  # what a uniform control costs would flatten all else
+    scale = {"domain": [0, 1.0], "nice": False} if kind == "score" else far
     return alt.Y(f"{kind}:Q", scale=scale, axis={"title": None, "domain": False, "ticks": False, "tickCount": TICKS})
 
 

@@ -123,7 +123,7 @@ def _end(value: float | None) -> str:
 
 
 def _tokens(place: int, found: Sequence[Mapping[str, Any]]) -> str:
-    named = (f"{plain(one['token'])!r} at {one['distance']:.3g} (cosine {one['cosine']:.2f})" for one in found)
+    named = (f"{plain(repr(one['token']))} at {one['distance']:.3g} (cosine {one['cosine']:.2f})" for one in found)
     return f"soft token {place}: {', '.join(named)}"
 
 

@@ -80,6 +80,7 @@ def _cell_name(row: Mapping[str, Any]) -> str:
     parts = [row["control"] or "the behaviour", *([row["family"], where] if where else ["nothing inserted"])]
     parts += [f"beta {row['beta']:g}"] if row["beta"] is not None else []
     parts += [f"restart {row['seed']}"] if row["seed"] >= 0 else []
+    parts += ["each under a draw of q"] if row["beta"] is not None else []
     return ", ".join(parts)
 
 

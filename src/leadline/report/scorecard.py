@@ -20,11 +20,11 @@ from leadline.information import at_least, at_most
 from leadline.report.columns import dots, print_table
 from leadline.report.headline import distance_of, headline
 from leadline.report.page import write_page
-from leadline.report.words import NONE, about, interval, plain, short
+from leadline.report.words import NONE, about, bound_notes, interval, plain, short
 from leadline.result import Result
 
 BOUNDS: dict[str, JustifyMethod] = {
-    "behaviour": "left", "at most": "right", "estimate": "left", "at least": "right", "gate": "left",
+    "behaviour": "left", "at most": "right", "its 95%": "left", "at least": "right", "gate": "left",
 }  # fmt: skip
 BESIDE: dict[str, JustifyMethod] = {
     "behaviour": "left", "Delta": "right", "95%": "left", "rank": "right", "cheapest": "left", "at most": "right",
@@ -53,7 +53,8 @@ def print_card(rows: Sequence[Scored], console: Console, gate_bits: float | None
     for model in dict.fromkeys(row.model for row in rows):
         mine = [row for row in rows if row.model == model]
         columns = BOUNDS if gate_bits is not None else {name: side for name, side in BOUNDS.items() if name != "gate"}
-        print_table(console, f"{model}: distance, bits", columns, [_bounds(row)[: len(columns)] for row in mine])
+        bounds = [_bounds(row)[: len(columns)] for row in mine]
+        print_table(console, f"{model}: distance, bits", columns, bounds, bound_notes(row[1] for row in bounds))
         beside = [cells for row in mine if (cells := _beside(row))]
         if beside:
             lines = [
@@ -64,7 +65,8 @@ def print_card(rows: Sequence[Scored], console: Console, gate_bits: float | None
         if alike := agreements([row.result for row in mine if row.result is not None]):
             ranked = [(a.first, a.second, f"{a.rho:.2f}", f"{a.p:.2g}", str(a.behaviours)) for a in alike]
             lines = [
-                "Spearman's rho of the upper bounds; p: share of all orders that agree at least as well.",
+                "Spearman's rho of the upper bounds, of behaviours that have both; p: share of all orders that agree "
+                "at least as well.",
                 "Where two priors disagree, what is near and what is far depends on the prior.",
             ]
             print_table(console, f"{model}: ranks under two priors", AGREEING, ranked, lines)

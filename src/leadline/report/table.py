@@ -17,7 +17,7 @@ from leadline.report.columns import show
 from leadline.report.headline import controls_of, distance_of, headline, subjects
 from leadline.report.rows import EPSILON, bound_rows, cost_words, luck_words, size_rows
 from leadline.report.ways import cheapest_words, message_lines, text_lines
-from leadline.report.words import NONE, about, interval, plain, short
+from leadline.report.words import NONE, about, bound_notes, interval, plain, short
 from leadline.result import Result
 from leadline.sentences import rank_words
 
@@ -58,7 +58,7 @@ def _distances(result: Result, console: Console) -> None:
     letters = {prior: chr(ord("a") + place) for place, prior in enumerate(dict.fromkeys(row.prior for row in rows))}
     table = _table(
         "distance, bits",
-        {"family": "left", "size": "right", "at most": "right", "estimate": "left", "at least": "right",
+        {"family": "left", "size": "right", "at most": "right", "its 95%": "left", "at least": "right",
          "kind": "left", "estimator": "left", "prior": "left"},
     )  # fmt: skip
     for row in rows:
@@ -80,6 +80,7 @@ def _distances(result: Result, console: Console) -> None:
         console,
         table,
         [
+            *bound_notes(row.upper for row in rows),
             *cheapest,
             *text_lines(result),
             *message_lines(result),
@@ -135,7 +136,7 @@ def _sizes(result: Result, console: Console) -> None:
         if any(row.height is not None for row in rows):
             capacity, saturation = curve.capacity(result.threshold), curve.saturation(EPSILON)
             lines.append(
-                f"C({result.threshold:g}), the smallest size that reaches it: {_size(capacity)}; "
+                f"C({result.threshold:g}), the smallest size whose chosen restart reaches it: {_size(capacity)}; "
                 f"S({EPSILON:g}), after which doubling adds less: {_size(saturation)}"
             )
         show(console, table, lines)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 
 from leadline.information import Bits
 
@@ -60,6 +61,24 @@ def interval(bits: Bits | None) -> str:
     if bits is None or bits.low == bits.high:
         return NONE
     return span(bits.low, bits.high) if bits.low > -math.inf else "no interval"
+
+
+BOUND_NOTES = {
+    "not broken": "nothing that was tried reached the threshold, which says nothing of how far it lies",
+    "no bound": "reached by a prompt around which too few draws hit for a bound",
+    "unreached": "the model as it is does not do it",
+}
+"""What stands in the place of an upper bound where there is none."""
+
+
+def bound_notes(cells: Iterable[str]) -> list[str]:
+    """What has to be said below a table of upper bounds. cells: its column of them, as printed"""
+    shown = set(cells)
+    return [
+        "at most, at least: limits, one-sided at 95% or computed; its 95%: where the draws behind the upper bound put "
+        "it, two-sided",
+        *(f"{word}: {said}" for word, said in BOUND_NOTES.items() if word in shown),
+    ]
 
 
 def size_words(family: str, size: int | None) -> str:

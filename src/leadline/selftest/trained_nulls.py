@@ -41,8 +41,9 @@ from leadline.model import FrozenModel, load
 from leadline.organisms.base import stored
 from leadline.organisms.tiny import TinyRecipe, trained
 from leadline.plan import Budget, TextBudget, best_restart
-from leadline.result import SIZELESS, Result
+from leadline.result import Result
 from leadline.scoring import needed
+from leadline.spec import SIZELESS
 
 LABELS, ITEMS, TAU = "ABCDEFGH", 16, 0.9
 CHANCE = 1 / len(LABELS)
