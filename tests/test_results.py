@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from leadline.information import size_weights, surprisal
+from leadline.information import at_most, size_weights, surprisal
 from leadline.report.headline import headline
 from leadline.result import Result
 
@@ -72,6 +72,23 @@ def test_text_and_soft_prompts_around_it_come_within_twice_the_direct_cost():
     assert found["TEXT", 16] + 5 < found["COND", 16] < found["TEXT", 16] + 6
     for number in ("text 87.2", "in one 80.5", "60.8 by text", "question 91.3"):
         assert number in README
+
+
+def test_every_family_is_told_as_its_record_has_it():
+    result = loaded("all-families")
+    uppers = {family: result.distance(family=family).upper for family in result.families}
+    told = {
+        "spelled out": "prefill", "steering": "steering", "plain text": "text_prompt",
+        "text and soft prompt in one": "vocab_mixture", "prefix": "prefix", "LoRA": "lora", "soft prompt": "soft_prompt",
+    }  # fmt: skip
+    for words, family in told.items():
+        upper = uppers.pop(family)
+        assert upper is not None
+        assert f"{words} {at_most(upper.value)}" in " ".join(README.split())
+    assert [family for family, upper in uppers.items() if upper is None] == [
+        "soft_subspace", "tinylora", "few_shot", "null",
+    ], "and no bound for these"  # fmt: skip
+    assert result.cheapest().family == "prefill"
 
 
 @pytest.mark.parametrize(("name", "times"), [("refuse-texts", 2.0), ("always-paris", 3.5)])
