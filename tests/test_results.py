@@ -79,7 +79,8 @@ def test_every_family_is_told_as_its_record_has_it():
     uppers = {family: result.distance(family=family).upper for family in result.families}
     told = {
         "spelled out": "prefill", "steering": "steering", "plain text": "text_prompt",
-        "text and soft prompt in one": "vocab_mixture", "prefix": "prefix", "LoRA": "lora", "soft prompt": "soft_prompt",
+        "text and soft prompt in one": "vocab_mixture", "prefix": "prefix", "LoRA": "lora",
+        "soft prompt": "soft_prompt",
     }  # fmt: skip
     for words, family in told.items():
         upper = uppers.pop(family)
