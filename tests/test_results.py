@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from leadline.information import at_most, size_weights, surprisal
+from leadline.report.figures import reported_size
 from leadline.report.headline import headline
 from leadline.result import Result
 
@@ -90,6 +91,7 @@ def test_every_family_is_told_as_its_record_has_it():
         "soft_subspace", "tinylora", "few_shot", "null",
     ], "and no bound for these"  # fmt: skip
     assert result.cheapest().family == "prefill"
+    assert reported_size(result, "vocab_mixture") == 16, "figures ring what the family's own bound is of"
 
 
 @pytest.mark.parametrize(("name", "times"), [("refuse-texts", 2.0), ("always-paris", 3.5)])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
@@ -16,11 +17,11 @@ import polars as pl
 
 from leadline.curve import Curve
 from leadline.information import at_least, at_most
-from leadline.report.headline import Subject, behaviour_label, distance_of, subjects
+from leadline.report.headline import Subject, behaviour_label, subjects
 from leadline.report.rendering import DEEP, INK, MARK, MUTED, SHOAL, dressed
 from leadline.report.ways import ways_in
 from leadline.report.words import UNITS, about, short, size_words
-from leadline.result import Result
+from leadline.result import NoDistance, Result
 
 SHAPES = {
     "behaviour": "circle",
@@ -37,7 +38,7 @@ LEGEND = {"uniform": "control: uniform tokens", "shuffled": "control: its tokens
           "nearest": "control: nearest in cost", "relabelled": "control: labels exchanged",
           "permuted": "null: replies permuted"}  # fmt: skip
 HULL_STEPS = 16
-TICKS = 5
+TICKS, APART = 5, {"labelOverlap": "greedy", "labelSeparation": 4}
 # Panels in pixels: two side by side on a desk, one on a desk, one on a phone.
 HALF, WHOLE, NARROW = (412, 250), (860, 280), (300, 210)
 
@@ -172,9 +173,9 @@ def bracket(result: Result, family: str) -> tuple[float, float] | None:
 
 def reported_size(result: Result, family: str) -> int:
     """The size whose bound is reported, else the smallest on the rate-distortion curve; 0 where there is neither."""
-    distance, _ = distance_of(result)
-    if distance is not None and distance.size is not None and distance.family == family:
-        return distance.size
+    with suppress(NoDistance):
+        if (size := result.distance(family=family).size) is not None:
+            return size
     return min(result.curve(family).rate_distortion()["size"].to_list(), default=0)
 
 
@@ -262,7 +263,7 @@ def _rate_panel(
     """One panel of the rate-distortion curve. kind: "loss" or "score"."""
     x = alt.X(
         "kl:Q", scale={"type": "sqrt", "zero": True, "nice": True},
-        axis={"title": "KL(q from prior), bits", "grid": False, "tickCount": 7 if panel[0] > NARROW[0] else 5},
+        axis={"title": "KL(q from prior), bits", "grid": False, "tickCount": 7 if panel[0] > NARROW[0] else 5, **APART},
     )  # fmt: skip
     y = _y_axis(kind)
     colour, shape = _identity(names, panel)
