@@ -54,7 +54,10 @@ def test_what_cannot_be_carried_is_left_out_of_all_with_its_reason(model, trimmi
 
 def test_a_family_that_was_named_is_not_left_out(model, tmp_path):
     spec = RunSpec(family=("soft_prompt", "few_shot"), sizes=(1, 8), **SMALL)
-    assert carried(model, W, spec, Priors(model)) == (spec, {})
+    with pytest.raises(UserError, match="do not fit into the model's window"):
+        carried(model, W, spec, Priors(model))
+    fitting = spec.model_copy(update={"sizes": (1,)})
+    assert carried(model, W, fitting, Priors(model)) == (fitting, {})
     with pytest.raises(UserError, match="do not fit into the model's window"):
         leadline.measure(model, W, tmp_path / "run", family="soft_prompt,few_shot", sizes=(1, 8), **SMALL)
     assert not (tmp_path / "run").exists()

@@ -43,14 +43,15 @@ def test_the_smallest_size_that_reached_is_taken_else_the_largest(finished, monk
 def test_a_solution_that_missed_the_threshold_and_a_run_that_goes_on_are_said(capsys, finished, tmp_path, monkeypatch):
     code, _, said = call(capsys, "try", finished, "Hello", "--tokens", 2)
     assert code == 0
-    assert re.fullmatch(r"soft_prompt of size 2 scores 0.\d\d on test items, below the threshold of 0.9.\n", said)
+    last = said.splitlines()[-1]  # before it transformers may have told of weights
+    assert re.fullmatch(r"soft_prompt of size 2 scores 0\.\d\d on test items, below the threshold of 0\.9\.", last)
     run = shutil.copytree(finished, tmp_path / "run")
     spec = json.loads((run / "spec.json").read_text())
     del spec["seal"], spec["finished"]
     (run / "spec.json").write_text(json.dumps(spec))
     _, _, said = call(capsys, "export", run, "--format", "prompt-embeds", "--out", tmp_path / "out")
     assert "below the threshold of 0.9. This run is not finished, and another solution" in said
-    assert json.loads((tmp_path / "out" / "leadline.json").read_text())["shortfall"] == said.strip()
+    assert json.loads((tmp_path / "out" / "leadline.json").read_text())["shortfall"] == said.splitlines()[-1]
     reached(monkeypatch, 1)
     assert reply(finished, "Hello", tokens=2).shortfall == ""
 
