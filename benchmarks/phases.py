@@ -2,17 +2,16 @@
 
     python benchmarks/phases.py --out benchmarks/results/phases.json
 
-One part of a batch as `leadline.parts` runs it, alone on one thread, medians of several; then a whole step of the
-rate-distortion curve as `train` makes it, all threads at it, and what of it lies outside the model; and the scoring of
-as many sequences. Kinds of operation are by torch's profiler, which makes a step a little slower: its shares are what
-is to be read.
+One part of a batch as `leadline.parts` runs it, alone on one thread; then a whole step of the rate-distortion curve as
+`train` makes it, all threads at it, and what of it lies outside the model; and the scoring of as many sequences.
+Seconds are medians with their quartiles. Kinds of operation are by torch's profiler, under which a step takes longer: its
+shares are what is to be read.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from speed import spread
 
 from leadline import behaviour as behaviours
 from leadline import floor, parts
@@ -28,7 +28,7 @@ from leadline.engine import Context, Engine, shared_prefix
 from leadline.interventions import make
 from leadline.interventions.base import edit
 from leadline.items import sample_contexts
-from leadline.model import FrozenModel, load
+from leadline.model import load
 from leadline.objective import Objective
 from leadline.plan import BUDGETS, FIRST_BETA
 from leadline.priors import Priors
@@ -42,19 +42,7 @@ KINDS = {
     "softmax of attention": ("softmax",),
     "products": ("aten::mm", "addmm", "linear"),
     "batched products": ("bmm", "matmul", "scaled_dot_product"),
-    "copies": (
-        "copy_",
-        "aten::cat",
-        "clone",
-        "expand",
-        "repeat",
-        "index",
-        "gather",
-        "scatter",
-        "aten::to",
-        "fill_",
-        "zero_",
-    ),
+    "copies": ("copy_", "aten::cat", "clone", "expand", "repeat", "index", "gather", "scatter", "fill_", "zero_"),
 }
 OTHER = "elementwise and the rest"
 
@@ -108,19 +96,13 @@ def kinds(engine: Engine, contexts: Sequence[Context], values: torch.Tensor) -> 
     return {kind: seconds / whole for kind, seconds in sorted(spent.items(), key=lambda pair: -pair[1])}
 
 
-def whole_step(
-    model: FrozenModel, contexts: Sequence[Context], rows: int, tokens: int, repeats: int
-) -> dict[str, float]:
-    """Medians of a training step of so many rows with q, of the part of it outside the model, and of scoring as many
+def whole_step(engine: Engine, contexts: Sequence[Context], tokens: int, repeats: int) -> dict[str, dict[str, float]]:
+    """Seconds of a training step of rows with q, of the part of it outside the model, and of scoring as many
     sequences."""
-    objective, intervention = (
-        Objective(Engine(model, shared_prefix(contexts))),
-        make("soft_prompt", tokens, Priors(model)),
-    )
-    each = len(contexts) // rows
-    lines = [
-        Row(f"row {row}", intervention, solver_for(FIRST_BETA, None, rewarded=False), row, each) for row in range(rows)
-    ]
+    objective, intervention = Objective(engine), make("soft_prompt", tokens, Priors(engine.model))
+    each = BUDGETS["default"].contexts
+    rows, solver = len(contexts) // each, solver_for(FIRST_BETA, None, rewarded=False)
+    lines = [Row(f"row {row}", intervention, solver, row, each) for row in range(rows)]
     inside: list[float] = []
     steps: list[float] = []
     clock = [0.0]
@@ -139,7 +121,7 @@ def whole_step(
         steps.append(now - clock[0])
         clock[0] = now
 
-    state = begin(lines, [None] * rows, model.device)
+    state = begin(lines, [None] * rows, engine.model.device)
     clock[0] = time.perf_counter()
     train(lines, loss, repeats + 1, state, after)
     scoring = []
@@ -148,11 +130,9 @@ def whole_step(
         began = time.perf_counter()
         objective.evaluate(contexts, changed(latents))
         scoring.append(time.perf_counter() - began)
-    step = statistics.median(steps[1:])
-    return {
-        "step": step, "outside the model: draws, price, optimiser": step - statistics.median(inside[1:]),
-        "scoring": statistics.median(scoring[1:]),
-    }  # fmt: skip
+    outside = [whole - part for whole, part in zip(steps, inside, strict=True)]
+    named = {"step": steps, "outside the model: draws, price, optimiser": outside, "scoring": scoring}
+    return {name: spread(seconds[1:]) for name, seconds in named.items()}  # the first warms up
 
 
 def measured(args: argparse.Namespace) -> dict[str, Any]:
@@ -164,40 +144,42 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     part = [contexts[row] for row in parts.cut(engine, contexts, change)[0]]
     values = torch.zeros(len(part), args.tokens, model.hidden_size, requires_grad=True)
     timed = [one_part(engine, part, values) for _ in range(args.repeats + 1)][1:]  # the first warms up
-    phases = {name: statistics.median(one[name] for one in timed) for name in timed[0]}
+    phases = {name: spread([one[name] for one in timed]) for name in timed[0]}
     began = time.perf_counter()
     Engine(model, shared_prefix(contexts))
     prefix = time.perf_counter() - began
     shares = kinds(engine, part, values)
     torch.set_num_threads(model.compute.threads)
-    step = whole_step(
-        model, contexts, BUDGETS["default"].sequences // BUDGETS["default"].contexts, args.tokens, args.repeats
-    )
+    step = whole_step(engine, contexts, args.tokens, args.repeats)
     rate = floor.product_rate(model)
     return {
         "compute": model.compute.why, "dtype": model.compute.dtype, "threads": model.compute.threads,
         "sequences of the part": len(part), "sequences of the step": len(contexts),
         "phases of a part": phases, "kinds of operation": shares, "prefix, once a run": prefix, "step": step,
         "products a second": rate, "bytes copied a second": floor.copy_rate(model),
-        "times the floor": step["step"] * rate / floor.step_flops(engine, contexts, change),
+        "times the floor": {n: s * rate / floor.step_flops(engine, contexts, change) for n, s in step["step"].items()},
     }  # fmt: skip
 
 
 def report(found: dict[str, Any]) -> None:
     part, step = found["phases of a part"], found["step"]
-    whole = sum(part.values())
+    whole = sum(seconds["median"] for seconds in part.values())
     print(f"a part of {found['sequences of the part']} sequences on one thread: {whole:.3f} s")
     for name, seconds in part.items():
-        print(f"  {name:<30}{seconds:>8.4f} s{100 * seconds / whole:>7.1f}%")
+        print(f"  {name:<44}{told(seconds)}{100 * seconds['median'] / whole:>7.1f}%")
     print("by kind of operation")
     for name, share in found["kinds of operation"].items():
-        print(f"  {name:<30}{100 * share:>17.1f}%")
+        print(f"  {name:<44}{100 * share:>7.1f}%")
     print(f"the shared prefix, once a run: {found['prefix, once a run']:.3f} s")
     print(f"a step of {found['sequences of the step']} sequences on {found['threads']} threads")
     for name, seconds in step.items():
-        print(f"  {name:<44}{seconds:>8.3f} s")
-    print(f"  {found['times the floor']:.2f} times the floor at {found['products a second'] / 1e9:.0f} GFLOP/s; "
-          f"{found['bytes copied a second'] / 1e9:.1f} GB/s copied")  # fmt: skip
+        print(f"  {name:<44}{told(seconds)}")
+    print(f"  {found['times the floor']['median']:.2f} times the floor at {found['products a second'] / 1e9:.0f} "
+          f"GFLOP/s; {found['bytes copied a second'] / 1e9:.1f} GB/s copied")  # fmt: skip
+
+
+def told(seconds: dict[str, float]) -> str:
+    return f"{seconds['median']:.4f} s ({seconds['lower_quartile']:.4f} to {seconds['upper_quartile']:.4f})"
 
 
 def main() -> None:

@@ -244,6 +244,21 @@ def test_the_lower_bound_of_a_size_is_the_one_that_show_has():
     assert shown == [at_least(lower.value)], bounds
 
 
+def test_what_was_not_reached_is_told_from_what_has_no_bound_and_each_word_once():
+    misses = [row(size=1, score=0.2, outcome="out of steps", chosen=True), row(size=4, score=0.95, chosen=True)]
+    drawn = [brute(1, 0), brute(4, 0)]
+    rows = [*misses, *drawn, *({**one, "family": "lora"} for one in (*misses, *drawn)), null(0.0)]
+    one = side(rows, spec={"model": "m", "family": ["soft_prompt", "lora"]})
+    console = Console(file=io.StringIO(), width=200)
+    print_comparison([one, replace(one, items=tuple((f"{prompt} Why?", target) for prompt, target in ITEMS))], console)
+    text = console.file.getvalue()
+    bounds = text.split("distance by size", 1)[1].split("held-out", 1)[0]
+    shown = [" ".join(line.split()[:4]) for line in bounds.splitlines() if line.split()[1:2] == ["#1"]]
+    assert shown == ["1 #1 not broken", "4 #1 no bound"] * 2
+    for words in ("not broken: nothing that was tried", "no bound: reached by a prompt", "at most, at least: limits"):
+        assert text.count(words) == 1, words
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("runs")

@@ -245,8 +245,8 @@ def test_a_run_that_is_no_finished_one_and_a_record_that_is_damaged_are_refused(
     assert "belongs to another run" in refused(capsys, "report", run)
 
 
-def test_the_same_command_measures_no_solution_twice_and_another_number_of_draws_all(monkeypatch, random, tmp_path):
-    run, measured, most = shutil.copytree(random, tmp_path / "run"), [], 1
+def test_a_stopped_command_continues_and_a_finished_one_measures_again(monkeypatch, random, tmp_path):
+    run, measured, most = shutil.copytree(random, tmp_path / "run"), [], 2
 
     def measures(setting, point, reporter):
         if len(measured) == most:
@@ -258,11 +258,17 @@ def test_the_same_command_measures_no_solution_twice_and_another_number_of_draws
     with pytest.raises(KeyboardInterrupt):
         fragility_run.run_fragility(run, Reporter(), draws=40, family="steering")
     assert not (run / FRAGILITY).exists()
+    first, second = measured
+    (run / "cells" / second / FRAGILITY).write_text("{")
     most = -1
+    other = shutil.copytree(run, tmp_path / "other")
     found = fragility_run.run_fragility(run, Reporter(), draws=40, family="steering")["solutions"]
-    assert measured == [one["key"] for one in found], "the first was kept"
-    for damaged in run.glob(f"cells/*/{FRAGILITY}"):
-        damaged.write_text("{")
-    assert fragility_run.run_fragility(run, Reporter(), draws=40, family="steering")["solutions"] == found
-    more = fragility_run.run_fragility(run, Reporter(), draws=41, family="steering")["solutions"]
-    assert [one["draws"] for one in more] == [41] * len(found)
+    keys = [one["key"] for one in found]
+    assert keys[:2] == [first, second]
+    assert measured == [first, second, *keys[1:]], "the first was kept, what is damaged was not"
+    assert not list(run.glob(f"cells/*/{FRAGILITY}"))
+    measured.clear()
+    fragility_run.run_fragility(run, Reporter(), draws=40, family="steering")
+    assert measured == keys
+    more = fragility_run.run_fragility(other, Reporter(), draws=41, family="steering")["solutions"]
+    assert [one["draws"] for one in more] == [41] * len(keys), "what was kept is of 40"

@@ -9,7 +9,7 @@ loss and all copies are left out, so no program reaches it: it says how far ther
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -27,53 +27,47 @@ COPIED = 1 << 26  # bytes of each copy: no cache holds them
 def product_rate(model: FrozenModel) -> float:
     """Floating point operations a second of matrix products in the model's dtype, all of its threads at it, each with
     products of its own; the best of a few."""
-    return max(_rate(model) for _ in range(REPEATS))
-
-
-def _rate(model: FrozenModel) -> float:
     device, dtype = model.device, model.network.dtype
-    side, lanes = (ON_GPU, 1) if device.type != "cpu" else (SIDE, model.compute.threads)
+    side = SIDE if device.type == "cpu" else ON_GPU
     times = max(1, REPEATS * ON_GPU // side // 8)
-    pairs = [[torch.randn(side, side, device=device).to(dtype) for _ in range(2)] for _ in range(lanes)]
-    before = torch.get_num_threads()
 
-    def multiply(pair: list[torch.Tensor]) -> None:
-        torch.set_num_threads(1)
-        for _ in range(times):
-            pair[0] @ pair[1]
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+    def drawn() -> torch.Tensor:
+        return torch.randn(side, side, device=device).to(dtype)
 
-    with ThreadPoolExecutor(lanes) as pool:
-        list(pool.map(multiply, pairs))  # warms up
-        begin = time.perf_counter()
-        list(pool.map(multiply, pairs))
-        seconds = time.perf_counter() - begin
-    torch.set_num_threads(before)
-    return 2.0 * side**3 * times * lanes / seconds
+    return 2.0 * side**3 * times * _most_a_second(model, drawn, torch.matmul, times)
 
 
 def copy_rate(model: FrozenModel) -> float:
-    """Bytes a second that all of the model's threads read and write when they copy; the best of a few."""
-    device = model.device
-    lanes = model.compute.threads if device.type == "cpu" else 1
-    pairs = [[torch.zeros(COPIED, dtype=torch.uint8, device=device) for _ in range(2)] for _ in range(lanes)]
-    before, found = torch.get_num_threads(), []
+    """Bytes a second that are read and written where all of the model's threads copy; the best of a few."""
 
-    def move(pair: list[torch.Tensor]) -> None:
+    def blank() -> torch.Tensor:
+        return torch.zeros(COPIED, dtype=torch.uint8, device=model.device)
+
+    return 2.0 * COPIED * REPEATS * _most_a_second(model, blank, torch.Tensor.copy_, REPEATS)
+
+
+def _most_a_second(
+    model: FrozenModel, made: Callable[[], torch.Tensor], work: Callable[..., object], times: int
+) -> float:
+    """How often a second all threads together do `work`, so many times in succession, each on a pair of tensors of its
+    own: the best of REPEATS, after one that warms up."""
+    lanes = model.compute.threads if model.device.type == "cpu" else 1
+    pairs, before, seconds = [(made(), made()) for _ in range(lanes)], torch.get_num_threads(), []
+
+    def one(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
         torch.set_num_threads(1)
-        for _ in range(REPEATS):
-            pair[0].copy_(pair[1])
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        for _ in range(times):
+            work(*pair)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize(model.device)
 
     with ThreadPoolExecutor(lanes) as pool:
         for _ in range(REPEATS + 1):
             begin = time.perf_counter()
-            list(pool.map(move, pairs))
-            found.append(time.perf_counter() - begin)
+            list(pool.map(one, pairs))
+            seconds.append(time.perf_counter() - begin)
     torch.set_num_threads(before)
-    return 2.0 * COPIED * REPEATS * lanes / min(found)
+    return lanes / min(seconds[1:])
 
 
 def step_flops(engine: Engine, contexts: Sequence[Context], edit: Edit) -> float:

@@ -120,8 +120,11 @@ def run_fragility(
         for number, row in enumerate(rows, 1):
             point = _point(run, setting, row, tasks[row["control"]])
             reporter.stage(f"{number} of {len(rows)}: {point.name}")
-            found.append(_kept(opened, asked, row["key"]) or measure_point(setting, point, reporter))
-            opened.write_json(_place(row["key"]), {"asked": asked, "solution": found[-1]})
+            kept = _kept(opened, asked, row["key"])
+            if kept is None:
+                kept = measure_point(setting, point, reporter)
+                opened.write_json(_place(row["key"]), {"asked": asked, "solution": kept})
+            found.append(kept)
         record = {
             "hash": result.spec["hash"], "threshold": setting.threshold, "confidence": CONFIDENCE, "draws": draws,
             "probes": draws, "test_items": len(tasks[""].items["test"]),
@@ -131,16 +134,18 @@ def run_fragility(
         }  # fmt: skip
         opened.write_json(FRAGILITY, record)
         opened.event("fragility", solutions=len(found))
+        for row in rows:  # another call measures again
+            (run / _place(row["key"])).unlink(missing_ok=True)
     return record
 
 
 def _place(key: str) -> str:
-    """Where one solution's numbers are kept, so that the same command continues where it was killed."""
+    """Where one solution's numbers wait for those of the others, so that a killed command continues."""
     return f"cells/{key}/{FRAGILITY}"
 
 
 def _kept(run: Run, asked: str, key: str) -> dict[str, Any] | None:
-    """What an earlier call, asked for the same, found of this solution; None where it has to be measured."""
+    """What a call that was stopped, asked for the same, found of this solution; None where it has to be measured."""
     with suppress(UserError):  # damaged: measured again
         kept = run.read_json(_place(key)) or {}
         found: dict[str, Any] | None = kept["solution"] if kept.get("asked") == asked else None

@@ -42,6 +42,11 @@ def show(console: Console, table: Table, lines: Sequence[str] = ()) -> None:
         table.width = needed
     console.print()
     console.print(table, crop=False)
+    print_lines(console, lines)
+
+
+def print_lines(console: Console, lines: Sequence[str]) -> None:
+    """Print what has to be said of what stands above."""
     for line in lines:
         console.print(Padding(Text(plain(line), style="dim"), (0, 0, 0, 2)))
 

@@ -21,7 +21,7 @@ from leadline.compare import (
 )
 from leadline.estimators.combine import brute_force, upper_bits
 from leadline.information import at_least, at_most
-from leadline.report.columns import dots, print_table
+from leadline.report.columns import dots, print_lines, print_table
 from leadline.report.headline import behaviour_label, distance_of
 from leadline.report.rows import cost_words
 from leadline.report.words import NONE, about, bound_notes, interval, plain, span
@@ -64,8 +64,10 @@ def print_comparison(sides: Sequence[Side], console: Console) -> None:
         if said:
             console.print(Text(said, style="dim"))
     families = dict.fromkeys(family for side in sides for family in side.result.families if family != "null")
-    for family in families:
-        _bounds(sides, family, console)
+    shown = [cell for family in families for cell in _bounds(sides, family, console)]
+    if shown:
+        words = "each size by itself, its choice not paid; minus #1: point estimates of the same bound"
+        print_lines(console, [words, *bound_notes(shown)])
     for family in families:
         if family != "prefill":
             _items(sides, family, console)
@@ -75,7 +77,8 @@ def print_comparison(sides: Sequence[Side], console: Console) -> None:
         console.print(Text(f"#{number}  {cost_words(side.result.points)}", style="dim"))
 
 
-def _bounds(sides: Sequence[Side], family: str, console: Console) -> None:
+def _bounds(sides: Sequence[Side], family: str, console: Console) -> list[str]:
+    """Prints the table of one family's bounds; its column of upper ones."""
     sizes = sorted({size for side in sides for name, size in side.bounds if name == family})
     rows = []
     for size in sizes:
@@ -86,19 +89,21 @@ def _bounds(sides: Sequence[Side], family: str, console: Console) -> None:
             upper = upper_bits(found.row, 1.0, "") if found.row is not None else None
             lower, _ = brute_force([found], "", side.result.threshold)
             less = bound_difference(sides[0], side, family, size) if number > 1 else None
+            most = at_most(upper.value) if upper is not None else _unbounded(side, family, size)
             rows.append((
-                str(size or ""), f"#{number}", at_most(upper.value) if upper is not None else "no bound",
+                str(size or ""), f"#{number}", most,
                 dots(interval(upper)), at_least(lower.value) if lower is not None else NONE,
                 upper.estimator if upper is not None else NONE,
                 about(less.value) if less is not None else NONE, dots(interval(less)),
             ))  # fmt: skip
-    if not rows:
-        return
-    lines = [
-        *bound_notes(row[2] for row in rows),
-        "each size by itself, its choice not paid; minus #1: point estimates of the same bound",
-    ]
-    print_table(console, f"{family}: distance by size, bits", BOUNDS, rows, lines)
+    if rows:
+        print_table(console, f"{family}: distance by size, bits", BOUNDS, rows)
+    return [row[2] for row in rows]
+
+
+def _unbounded(side: Side, family: str, size: int) -> str:
+    """What stands in the place of a size's upper bound where there is none."""
+    return "no bound" if (side.held_out(family, size) or {}).get("outcome") == "reached" else "not broken"
 
 
 def _items(sides: Sequence[Side], family: str, console: Console) -> None:
