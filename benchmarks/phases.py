@@ -4,8 +4,8 @@
 
 One part of a batch as `leadline.parts` runs it, alone on one thread; then a whole step of the rate-distortion curve as
 `train` makes it, all threads at it, and what of it lies outside the model; and the scoring of as many sequences.
-Seconds are medians with their quartiles. Kinds of operation are by torch's profiler, under which a step takes longer: its
-shares are what is to be read.
+Seconds are medians with their quartiles. Kinds of operation are by torch's profiler, under which a step takes longer:
+its shares are what is to be read.
 """
 
 from __future__ import annotations
