@@ -196,8 +196,8 @@ def fragility(
 ) -> None:
     """How little it takes to break the solutions that a run found: noise, rounding, sampling, slope and curvature.
 
-    Every solution in numbers of the finished run, those of the controls beside them; written to RUN/fragility.json, in
-    place of what an earlier call wrote. The same command continues one that was stopped.
+    Every solution in numbers of a finished run, beside those of its controls.
+    RUN/fragility.json is written anew; a command that was stopped continues.
 
     Parameters
     ----------
