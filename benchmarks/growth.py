@@ -80,7 +80,7 @@ def exponent(points: Sequence[Point]) -> float:
 
 def measured(args: argparse.Namespace) -> dict[str, Any]:
     model = load(args.model)
-    torch.set_num_threads(model.compute.threads)
+    torch.set_num_threads(model.threads_of_one_pass)
     pool = sample_contexts(model, behaviours.load(args.behaviour), RunSpec(), args.contexts * max(args.rows))
     vocabulary = model.network.config.vocab_size
     jobs: dict[str, tuple[str, list[int], Callable[[int], tuple[FrozenModel, list[Context]]]]] = {

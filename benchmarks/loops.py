@@ -9,7 +9,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,7 +46,8 @@ class Job:
             must not have leadline's model in its memory
     loop:   "leadline", "peft" or "unfrozen";  dtype: of the loops that do not choose one
     what:   "items", "step", "run" or "curve";  sizes: soft tokens, one for a step or a run
-    every:  steps between two looks at the held-out loss;  goal: held-out loss, bits a reply, at which it is done
+    every:  steps between two looks at the held-out loss
+    goals:  of each size, the held-out loss in bits a reply at which leadline is done; none where nothing is asked
     """
 
     loop: str
@@ -60,7 +60,7 @@ class Job:
     every: int = 10
     dtype: str = "float32"
     rate: float = 0.3
-    goal: float = 0.0
+    goals: tuple[float, ...] = ()
     items: str = ""
 
 
@@ -76,7 +76,7 @@ def answer(job: Job) -> dict[str, Any]:
     )
     if job.loop == "leadline":
         model = load(job.model)
-        torch.set_num_threads(model.compute.threads)
+        torch.set_num_threads(model.threads_of_one_pass)
         found = _curve(model, job, data, control) if job.what == "curve" else _leadline(model, job, data)
         found["compute"] = model.compute.why
     else:
@@ -99,7 +99,7 @@ def _items(job: Job) -> dict[str, Any]:
 def _leadline(model: FrozenModel, job: Job, data: dict[str, list[Context]]) -> dict[str, Any]:
     """One soft prompt by leadline's own loop."""
     line = _row(model, job, job.sizes[0], 0)
-    steps, curves = _trained(model, job, [line], [data])
+    steps, curves = _trained(model, job, [line], [data], job.goals or (0.0,))
     engine = Engine(model, shared_prefix(data["train"]))
     latents = torch.zeros(job.rows, *line.intervention.shape)
     batch = minibatch(data["train"], line, 0)
@@ -113,10 +113,10 @@ def _row(model: FrozenModel, job: Job, size: int, seed: int) -> Row:
 
 
 def _trained(
-    model: FrozenModel, job: Job, lines: Sequence[Row], data: Sequence[dict[str, list[Context]]]
+    model: FrozenModel, job: Job, lines: Sequence[Row], data: Sequence[dict[str, list[Context]]], goals: Sequence[float]
 ) -> tuple[list[float], list[list[tuple[float, float]]]]:
-    """Seconds of each step of one batch of rows, and (seconds so far, held-out loss) of each row now and then. It ends
-    when all rows have a held-out loss of at most the goal."""
+    """Seconds of each step of one batch of rows, and (seconds so far, held-out loss) of each row now and then. A row
+    takes no more steps once its held-out loss is at most its goal."""
     everything = [context for one in data for split in one.values() for context in split]
     objective = Objective(Engine(model, shared_prefix(everything)))
     steps: list[float] = []
@@ -124,22 +124,23 @@ def _trained(
     clock = [time.perf_counter()]
 
     def loss(step: int, latents: list[torch.Tensor]) -> torch.Tensor:
-        contexts = [c for line, one in zip(lines, data, strict=True) for c in minibatch(one["train"], line, step)]
-        change = edit([line.intervention for line in lines], latents)
-        return objective.bits(contexts, change).view(len(lines), -1).mean(1)
+        running = [row for row, drawn in enumerate(latents) if len(drawn)]
+        contexts = [context for row in running for context in minibatch(data[row]["train"], lines[row], step)]
+        change = edit([lines[row].intervention for row in running], [latents[row] for row in running])
+        means = objective.bits(contexts, change).view(len(running), -1).mean(1)
+        return torch.zeros(len(lines), device=means.device).index_put((torch.tensor(running),), means)
 
     def after(state: State) -> None:
         wait_for(model.device)
         steps.append(time.perf_counter() - clock[0])
         if job.what != "step" and (state.step % job.every == 0 or state.step == job.steps):
             for row, line in enumerate(lines):
-                curves[row].append((sum(steps), _held_out(objective, data[row], line.intervention, state, row)))
-            if all(curve[-1][1] <= job.goal for curve in curves):
-                raise StopIteration
+                if state.settled[row] < 0:
+                    curves[row].append((sum(steps), _held_out(objective, data[row], line.intervention, state, row)))
+                    state.settled[row] = state.step if curves[row][-1][1] <= goals[row] else -1
         clock[0] = time.perf_counter()
 
-    with suppress(StopIteration):
-        train(lines, loss, job.steps, begin(lines, [None] * len(lines), model.device), after)
+    train(lines, loss, job.steps, begin(lines, [None] * len(lines), model.device), after)
     return steps, curves
 
 
@@ -154,17 +155,18 @@ def _held_out(
 def _curve(
     model: FrozenModel, job: Job, data: dict[str, list[Context]], control: dict[str, list[Context]]
 ) -> dict[str, Any]:
-    """All sizes and restarts and the control, in the batches of leadline's plan."""
+    """All sizes and restarts and the control, in the batches of leadline's plan; the control takes all steps."""
     cells = [Cell("", "soft_prompt", size, seed, None) for size in job.sizes for seed in range(SEEDS)]
     cells += [Cell("control", "soft_prompt", job.sizes[0], seed, None) for seed in range(SEEDS)]
     found, seconds = [], 0.0
     for part in batches(cells, replace(BUDGETS["default"], contexts=job.rows)):
         lines = [_row(model, job, cell.size, cell.seed) for cell in part]
-        steps, curves = _trained(model, job, lines, [control if cell.task else data for cell in part])
+        goals = [0.0 if cell.task else job.goals[job.sizes.index(cell.size)] for cell in part]
+        steps, curves = _trained(model, job, lines, [control if cell.task else data for cell in part], goals)
         seconds += sum(steps)
-        for cell, curve in zip(part, curves, strict=True):
+        for cell, curve, goal in zip(part, curves, goals, strict=True):
             found.append({"size": cell.size, "seed": cell.seed, "task": cell.task, "held_out_bits": curve[-1][1],
-                          "reached": curve[-1][1] <= job.goal})  # fmt: skip
+                          "goal": goal, "reached": curve[-1][1] <= goal})  # fmt: skip
     return {"seconds": seconds, "rows": found}
 
 
@@ -233,4 +235,4 @@ def _padded(contexts: Sequence[Context], device: torch.device) -> dict[str, torc
 
 if __name__ == "__main__":
     told = json.loads(sys.argv[1])
-    print(json.dumps(answer(Job(**{**told, "sizes": tuple(told["sizes"])}))))
+    print(json.dumps(answer(Job(**{**told, "sizes": tuple(told["sizes"]), "goals": tuple(told["goals"])}))))

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from unittest import mock
@@ -68,14 +68,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     model = load(args.model)
-    torch.set_num_threads(model.compute.threads)
+    torch.set_num_threads(model.threads_of_one_pass)
     pool = prepare(model, behaviours.load(args.behaviour), RunSpec(controls=0))[0].contexts("train")
     found = []
     for rows in map(int, args.rows.split(",")):
         contexts = [pool[row % len(pool)] for row in range(rows)]
         for most in (0, *map(int, args.parts.split(","))):  # 0: the whole batch at once
-            smallest = 0 if most else math.inf
-            with mock.patch.multiple(parts, TOKENS=most, TINY_PARAMETERS=smallest):
+            pays = mock.patch.object(parts, "_pays", return_value=False) if not most else nullcontext()
+            with pays, mock.patch.multiple(parts, TOKENS=most, OF_TINY=most):
                 times = timed(model, contexts, args.family, args.size, args.repeats)
             found.append({"rows": rows, "tokens_of_a_part": most or None, "milliseconds_a_sequence": times})
             middle = {name: round(statistics.median(values), 1) for name, values in times.items()}

@@ -149,7 +149,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     Engine(model, shared_prefix(contexts))
     prefix = time.perf_counter() - began
     shares = kinds(engine, part, values)
-    torch.set_num_threads(model.compute.threads)
+    torch.set_num_threads(model.threads_of_one_pass)
     step = whole_step(engine, contexts, args.tokens, args.repeats)
     rate = floor.product_rate(model)
     return {

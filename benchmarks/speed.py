@@ -14,15 +14,18 @@ nobody told the weights that they need no gradient). Their prompt stands at posi
 the user's text. Each of them may choose its learning rate at the smallest size among several, and the best counts;
 leadline runs once, by its written rule. Evaluation is on nobody's clock.
 
-leadline's curve is run, each batch until its last row has the lower of PEFT's two losses, or all its steps. The others'
-curves are **extrapolated**: rows x steps of the run x seconds of a step, both between those of the smallest and the
-largest size, with all steps for a control. Rows of leadline's that do not get there are listed under the table.
+leadline's curve is run: a row takes no more steps once it has the held-out loss with which the better of PEFT's runs
+ends (for sizes in between: between the two on a line, by logarithms), and a control takes them all. The others' curves
+are **extrapolated**: rows x steps of the run x seconds of a step, both between those of the smallest and the largest
+size, with all steps for a control. Rows of leadline's that do not get there take all their steps and are listed under
+the table.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import statistics
 import subprocess
@@ -60,6 +63,11 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 def _seconds_to(curve: Sequence[tuple[float, float]], goal: float) -> float | None:
     """Training seconds until the held-out loss is at most `goal`; None where it never was."""
     return next((seconds for seconds, found in curve if found <= goal), None)
+
+
+def _between(sizes: Sequence[int], low: float, high: float, size: int) -> float:
+    """On the line from `low` at the smallest size to `high` at the largest."""
+    return low + (high - low) * (size - sizes[0]) / max(1, sizes[-1] - sizes[0])
 
 
 def measured(args: argparse.Namespace) -> dict[str, Any]:
@@ -102,13 +110,14 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     goals = {size: min(found[f"peft {dtype}"]["run"][size]["curve"][-1][1] for dtype in ("float32", "bfloat16"))
              for size in ends}  # fmt: skip
     for size in ends:
-        curve = ask(job("leadline", "run", (size,), goal=goals[size]))["curve"]
+        curve = ask(job("leadline", "run", (size,), goals=(goals[size],)))["curve"]
         found["leadline"]["run"][size] = {"curve": curve, "seconds_to_goal": _seconds_to(curve, goals[size])}
         for loop, dtype in loops[1:]:
             run = found[f"{loop} {dtype}"]["run"][size]
             run["seconds_to_goal"] = _seconds_to(run["curve"], goals[size])
     found["goals"] = goals
-    found["leadline"]["curve"] = ask(job("leadline", "curve", sizes, goal=min(goals.values())))
+    all_goals = tuple(math.exp(_between(sizes, *(math.log(goals[size]) for size in ends), size)) for size in sizes)
+    found["leadline"]["curve"] = ask(job("leadline", "curve", sizes, goals=all_goals))
     for loop, dtype in loops[1:]:
         found[f"{loop} {dtype}"]["curve"] = extrapolated(found[f"{loop} {dtype}"], sizes, args.steps, goals)
     return found
@@ -124,12 +133,10 @@ def extrapolated(loop: dict[str, Any], sizes: Sequence[int], steps: int, goals: 
         place = next((place for place, (_, bits) in enumerate(curve, 1) if bits <= goals[size]), len(curve))
         return steps * place / len(curve)
 
-    def between(low: float, high: float, size: int) -> float:
-        return low + (high - low) * (size - first) / max(1, last - first)
-
     seconds = {size: loop["step"][size]["seconds"]["median"] for size in (first, last)}
     a_row = {
-        size: between(taken(first), taken(last), size) * between(seconds[first], seconds[last], size) for size in sizes
+        size: _between(sizes, taken(first), taken(last), size) * _between(sizes, seconds[first], seconds[last], size)
+        for size in sizes
     }
     control = steps * seconds[first]
     at_least = any(loop["run"][size]["seconds_to_goal"] is None for size in (first, last))
@@ -157,8 +164,9 @@ def report(found: dict[str, Any], say: Callable[[str], None] = print) -> None:
         times = ours["step"][size]["times_the_floor"]
         say(f"leadline, {size} tokens: {times['median']:.2f} times the floor "
             f"({times['lower_quartile']:.2f} to {times['upper_quartile']:.2f})")  # fmt: skip
-    missed = [row for row in ours["curve"]["rows"] if not row["reached"]]
-    say(f"rows of leadline's curve that did not reach the goal: {missed or 'none'}")
+    missed = [f"{row['size']} tokens, seed {row['seed']}: {row['held_out_bits']:.3g} bits for {row['goal']:.3g}"
+              for row in ours["curve"]["rows"] if not (row["reached"] or row["task"])]  # fmt: skip
+    say(f"rows of leadline's curve that did not reach their goal: {'; '.join(missed) or 'none'}")
 
 
 def main() -> None:

@@ -13,10 +13,10 @@ from leadline import organisms
 
 @pytest.fixture(autouse=True)
 def _threads() -> Iterator[None]:
-    """Loading a model sets torch's threads: no test leaves its choice to the next one."""
-    before = torch.get_num_threads()
+    """One for a test, since others run beside it; no test leaves its choice to the next one."""
+    torch.set_num_threads(1)
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

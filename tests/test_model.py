@@ -53,12 +53,16 @@ def test_an_architecture_without_fused_attention_is_no_hindrance(tmp_path, archi
     for asked in ("auto", "float32,eager,1"):
         assert load(where, asked).compute.attention == "eager"
     if not has_fused_attention(made.network):
-        with pytest.raises(UserError, match=r"no sdpa attention .*Ask for eager"):
-            load(where, "sdpa")
+        for way in ("sdpa", "blockwise"):
+            with pytest.raises(UserError, match=rf"no {way} attention .*Ask for eager"):
+                load(where, way)
 
 
-def test_a_tiny_model_is_run_in_float32_on_one_thread(folder):
-    assert load(str(folder)).compute.threads == torch.get_num_threads() == 1
+def test_a_pass_of_a_tiny_model_is_run_on_one_thread_and_loading_it_changes_no_other(folder):
+    torch.set_num_threads(3)
+    model = load(str(folder))
+    assert (model.compute.threads, model.threads_of_one_pass, torch.get_num_threads()) == (3, 1, 3)
+    assert load(str(folder), "2").compute.threads == 2
 
 
 def test_pickled_weights_are_never_read(folder):

@@ -22,8 +22,7 @@ ROWS, SHARED = 23, (7, 8, 9)
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Parts so small that even this batch has many, for models that are tiny."""
-    monkeypatch.setattr(parts, "TINY_PARAMETERS", 0)
-    monkeypatch.setattr(parts, "TOKENS", 20)
+    monkeypatch.setattr(parts, "OF_TINY", 20)
 
 
 def on_threads(model: FrozenModel, threads: int) -> FrozenModel:
@@ -88,7 +87,7 @@ def test_parts_equal_the_whole_batch_in_value_and_gradient(architecture, kind, t
 
 
 def test_every_row_is_in_one_part_and_parts_are_alike(monkeypatch):
-    monkeypatch.setattr(parts, "TOKENS", 60)
+    monkeypatch.setattr(parts, "OF_TINY", 60)
     model = on_threads(random_model("llama"), 2)
     engine, rows = Engine(model, SHARED), contexts()
     found = parts.cut(engine, rows, no_edit(ROWS, 32, torch.float32, model.device))
@@ -148,8 +147,35 @@ def test_evaluation_and_cost_are_those_of_whole_batches(monkeypatch):
     engine, rows, edit = Engine(model, SHARED), contexts(), an_edit("embeddings", model)
     bits, margins = Objective(engine).evaluate(rows, edit)
     trained = Objective(engine).bits(rows, edit)
-    monkeypatch.setattr(parts, "TINY_PARAMETERS", 10**9)
+    monkeypatch.setattr(parts, "_pays", lambda *_: False)
     wanted_bits, wanted_margins = Objective(engine).evaluate(rows, edit)
     close(bits, wanted_bits)
     close(margins, wanted_margins)
     close(trained, wanted_bits)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_that_does_not_fit_runs_in_parts_one_after_the_other(monkeypatch, kind):
+    """As on a GPU, whose memory is played here."""
+    model = random_model("llama")
+    engine, rows, edit = Engine(model, SHARED), contexts(), an_edit(kind, model)
+    slow = engine.target_logits(rows, edit).nats()
+    wanted = torch.autograd.grad(slow.sum(), edit.tensors, materialize_grads=True)
+    monkeypatch.setattr(parts, "lanes_and_tokens", lambda model: (1, 60))
+    lengths = parts.tokens_run(engine, rows, edit)
+    loads = [sum(lengths[row] for row in part) for part in parts.cut(engine, rows, edit)]
+    assert len(loads) == -(-sum(lengths) // 60)
+    assert max(loads) <= 60 + max(lengths)
+    fast = parts.nats(engine, rows, edit)
+    close(fast, slow)
+    for mine, theirs in zip(torch.autograd.grad(fast.sum(), edit.tensors), wanted, strict=True):
+        close(mine, theirs)
+
+
+def test_what_a_token_keeps_is_what_a_batch_keeps_by_token():
+    model = random_model("llama")
+    rows = [Context((), (5,) * 56, (6,) * 8)] * 10
+    edit = EmbeddingEdit(torch.zeros(10, 1, 32, requires_grad=True), (1,) * 10)
+    kept = parts.bytes_kept(Engine(model), rows, edit)
+    assert 0.9 < parts.bytes_of_a_token(model) * 640 / kept < 1.2
+    assert kept > 640 * 4 * 32 * 2  # at the least the input of each block, in float32

@@ -16,7 +16,7 @@ from models import random_model
 
 @pytest.fixture
 def measured(monkeypatch, tmp_path):
-    """The times that the probe sees: bfloat16 with eager attention is fastest. A list of what was timed."""
+    """The times that the probe sees: bfloat16 with blockwise attention is fastest. A list of what was timed."""
     monkeypatch.setenv("LEADLINE_CACHE", str(tmp_path))
     monkeypatch.setattr(probe, "TINY_PARAMETERS", 0)
     seen = []
@@ -24,22 +24,25 @@ def measured(monkeypatch, tmp_path):
     def seconds(network: torch.nn.Module) -> float:
         way = (str(network.dtype).removeprefix("torch."), network.config._attn_implementation)
         seen.append(way)
-        return {("float32", "sdpa"): 3.0, ("float32", "eager"): 2.0, ("bfloat16", "sdpa"): 1.5}.get(way, 1.0)
+        return {("float32", "sdpa"): 3.0, ("float32", "blockwise"): 2.0, ("bfloat16", "sdpa"): 1.5}.get(way, 1.0)
 
     monkeypatch.setattr(probe, "_step_seconds", seconds)
     return seen
 
 
-def test_a_tiny_model_runs_in_float32_on_one_thread():
-    found = choose(random_model("llama").network, "tiny")
-    assert (found.dtype, found.attention, found.threads) == ("float32", "eager", 1)
+def test_a_tiny_model_runs_in_float32_and_on_few_threads(monkeypatch):
+    network = random_model("llama").network
+    for threads, wanted in ((1, 1), (2, 2), (64, probe.TINY_THREADS)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        found = choose(network, "tiny")
+        assert (found.dtype, found.attention, found.threads) == ("float32", "eager", wanted)
 
 
 def test_the_fastest_way_is_taken_and_remembered(measured):
     network = random_model("llama").network
     found = choose(network, "one")
-    assert (found.dtype, found.attention, found.threads) == ("bfloat16", "eager", torch.get_num_threads())
-    assert "bfloat16 eager 1.00" in found.why
+    assert (found.dtype, found.attention, found.threads) == ("bfloat16", "blockwise", torch.get_num_threads())
+    assert "bfloat16 blockwise 1.00" in found.why
     assert len(set(measured)) == 4
     assert (network.dtype, network.config._attn_implementation) == (torch.float32, "eager")
     count = len(measured)
@@ -49,8 +52,9 @@ def test_the_fastest_way_is_taken_and_remembered(measured):
     assert len(measured) == 2 * count
 
 
-def test_attention_that_a_model_does_not_have_is_not_measured(measured):
-    assert choose(random_model("mpt").network, "one").attention == "eager"
+@pytest.mark.parametrize("architecture", ["mpt", "gemma"])
+def test_attention_that_a_model_does_not_have_is_not_measured(measured, architecture):
+    assert choose(random_model(architecture).network, "one").attention == "eager"
     assert {way for _, way in measured} == {"eager"}
 
 

@@ -108,8 +108,8 @@ def measure(
     scale
         How long the solvers run: ci (tiny models), default or full.
     compute
-        In place of what the probe of this machine chooses: float32 or bfloat16, eager or sdpa, a number of threads,
-        or several with commas between; by default auto.
+        In place of what the probe of this machine chooses: float32 or bfloat16, eager, sdpa or blockwise, a number of
+        threads, or several with commas between; by default auto.
     out
         Run directory; by default runs/NAME-HASH.
     track

@@ -23,6 +23,7 @@ from transformers import DynamicCache
 from leadline.edits import Edit, EmbeddingEdit, KeyValueEdit, ResidualEdit, WeightEdit
 from leadline.model import FrozenModel
 from leadline.spec import UserError
+from leadline.training import intra_op_threads
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ class Engine:
         picks = torch.arange(1, rows + 1, device=self.model.device) * ends[0] - 1
         replies: list[list[int]] = [[] for _ in range(rows)]
         running = [True] * rows
-        with self.carrying(edit):
+        with intra_op_threads(self.model.threads_of_one_pass), self.carrying(edit):
             logits, past = self._run(embeds, picks, edit, slots, keep=True)
             # each token of a reply stands behind the slot, and is the only one of its pass
             self._now.picks, self._now.first = None, torch.zeros(rows, 1, dtype=torch.long, device=picks.device)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from leadline import organisms, smollm2
 from leadline.cache import cache_folder, damaged_file
-from leadline.probe import Compute, choose, has_fused_attention, overridden
+from leadline.probe import Compute, attentions, choose, is_tiny, overridden
 from leadline.spec import UserError
 
 HUB_SECONDS = 5.0
@@ -94,6 +94,11 @@ class FrozenModel:
     @property
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.network.parameters())
+
+    @property
+    def threads_of_one_pass(self) -> int:
+        """torch's intra-op threads where a pass has the machine to itself: a tiny model is slower with several."""
+        return 1 if is_tiny(self.network) else self.compute.threads
 
     @property
     def window(self) -> int:
@@ -240,11 +245,11 @@ def load(
     _require_free_embeddings(model)
     if isinstance(compute, str):
         wanted = overridden(choose(model.network, f"{source}@{revision}"), compute)
-        if wanted.attention == "sdpa" and not has_fused_attention(model.network):
+        if wanted.attention != "eager" and wanted.attention not in attentions(model.network):
             how = "Ask for eager."
-            raise UserError("This model has no sdpa attention", f"--model {name}, --compute {compute}", how)
+            what = f"This model has no {wanted.attention} attention"
+            raise UserError(what, f"--model {name}, --compute {compute}", how)
         model = model.with_compute(wanted)
-    torch.set_num_threads(model.compute.threads)
     return model
 
 

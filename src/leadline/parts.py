@@ -2,7 +2,8 @@
 
 On a processor that is faster than one batch whose every operation is shared out among threads: what a part holds stays
 in its core's own cache, rows of one length stand together, and nobody waits within a pass (benchmarks/README.md). Rows
-know nothing of each other, so a part finds its gradient along with its values, and no graph is kept.
+know nothing of each other, so a part finds its gradient along with its values, and no graph is kept. A GPU wants whole
+batches: there a part is what its memory holds, and one follows the other.
 
 The slow twin is `Engine.target_logits` on all rows, and a test holds the two together.
 """
@@ -12,25 +13,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from leadline.edits import Edit
+from leadline.edits import Edit, EmbeddingEdit
 from leadline.engine import Context, Engine, TargetLogits
-from leadline.probe import TINY_PARAMETERS
+from leadline.model import FrozenModel
+from leadline.probe import is_tiny
 
-# Tokens of a part, measured on SmolLM2: at 1024 a step takes 5% longer, at 128 it takes 16% longer.
-TOKENS = 512
+# Tokens of a part, measured on SmolLM2: at 1024 a step takes 5% longer, at 128 it takes 16% longer. Half of a tiny
+# model's pass is Python: 512 tokens take 20% longer there.
+TOKENS, OF_TINY = 512, 2048
+SHARE = 0.5  # of a GPU's free memory that a part may take: padding, logits and scratch come on top of what is counted
 T = TypeVar("T")
 
 
 def nats(engine: Engine, contexts: Sequence[Context], edit: Edit) -> Tensor:
     """(rows,) cost of each row's target in nats, differentiable once in the edit's tensors."""
-    if not _pays(engine, contexts):
+    if not _pays(engine, contexts, edit):
         return engine.target_logits(contexts, edit).nats()
     if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in edit.tensors)):
         return each(engine, contexts, edit, TargetLogits.nats)
@@ -41,7 +45,7 @@ def nats(engine: Engine, contexts: Sequence[Context], edit: Edit) -> Tensor:
 def each(engine: Engine, contexts: Sequence[Context], edit: Edit, read: Callable[[TargetLogits], Tensor]) -> Tensor:
     """(rows, ...) what `read` finds in the logits of some rows, for all rows, without gradients. read: gives a line a
     row"""
-    if not _pays(engine, contexts):
+    if not _pays(engine, contexts, edit):
         with torch.no_grad():
             return read(engine.target_logits(contexts, edit))
 
@@ -56,12 +60,12 @@ def each(engine: Engine, contexts: Sequence[Context], edit: Edit, read: Callable
 
 
 def cut(engine: Engine, contexts: Sequence[Context], edit: Edit) -> list[list[int]]:
-    """The rows of each part, the longest first: as many parts as threads, or twice as many, and so on, until none has
-    more than TOKENS, rows apart that have more alone."""
+    """The rows of each part, the longest first: as many parts as lanes, or twice as many, and so on, until none has
+    more tokens than a part should have, rows apart that have more alone."""
     lengths = tokens_run(engine, contexts, edit)
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    threads = engine.model.compute.threads
-    count = min(len(order), threads * math.ceil(sum(lengths) / (threads * TOKENS)))
+    lanes, most = lanes_and_tokens(engine.model)
+    count = min(len(order), lanes * math.ceil(sum(lengths) / (lanes * most)))
     ends: list[int] = []
     done, goal = 0, sum(lengths) / count
     for place, row in enumerate(order):
@@ -70,6 +74,44 @@ def cut(engine: Engine, contexts: Sequence[Context], edit: Edit) -> list[list[in
         if done >= goal * (len(ends) + 1) - lengths[row] / 2 and len(ends) < count - 1 and left:
             ends.append(place + 1)
     return [order[start:stop] for start, stop in zip([0, *ends], [*ends, len(order)], strict=True)]
+
+
+def lanes_and_tokens(model: FrozenModel) -> tuple[int, int]:
+    """How many parts run side by side, and how many tokens one should have at most."""
+    if model.device.type == "cpu":
+        return model.compute.threads, OF_TINY if is_tiny(model.network) else TOKENS
+    return 1, _tokens_that_fit(model)
+
+
+@lru_cache(maxsize=1)
+def _tokens_that_fit(model: FrozenModel) -> int:
+    """On a GPU, by the memory that was free when this model was first asked for gradients."""
+    free, _ = torch.cuda.mem_get_info(model.device)
+    unused = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+    return max(1, int(SHARE * (free + unused) / bytes_of_a_token(model)))
+
+
+def bytes_of_a_token(model: FrozenModel) -> float:
+    """What a token of a row keeps for the backward pass, as counted on a row of 64, 8 of them targets."""
+    row = Context((), (model.start_token,) * 56, (model.start_token,) * 8)
+    values = torch.zeros(1, 1, model.hidden_size, device=model.device, requires_grad=True)
+    return bytes_kept(Engine(model), [row], EmbeddingEdit(values, (1,))) / 64
+
+
+def bytes_kept(engine: Engine, contexts: Sequence[Context], edit: Edit) -> int:
+    """What autograd keeps of these rows in one batch for the backward pass: each storage once, the weights left out."""
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        costs = engine.target_logits(contexts, edit).nats()
+    for weight in (*engine.model.network.parameters(), *engine.model.network.buffers()):
+        kept.pop(weight.untyped_storage().data_ptr(), None)
+    del costs  # until here it kept all of that alive, so that no address was used twice
+    return sum(kept.values())
 
 
 def tokens_run(engine: Engine, contexts: Sequence[Context], edit: Edit) -> list[int]:
@@ -110,22 +152,21 @@ class _Nats(torch.autograd.Function):
         return None, None, None, *(slope * worth.to(slope.dtype).view(-1, *[1] * (slope.ndim - 1)) for slope in slopes)
 
 
-def _pays(engine: Engine, contexts: Sequence[Context]) -> bool:
-    """Not on a GPU, which wants whole batches, nor for a model whose passes are mostly Python, nor for one row."""
-    model = engine.model
-    return model.device.type == "cpu" and model.num_parameters >= TINY_PARAMETERS and len(contexts) > 1
+def _pays(engine: Engine, contexts: Sequence[Context], edit: Edit) -> bool:
+    """Not for one row, nor for what one part holds."""
+    return len(contexts) > 1 and (engine.model.device.type == "cpu" or len(cut(engine, contexts, edit)) > 1)
 
 
 def _side_by_side(engine: Engine, edit: Edit, one: Callable[[list[int]], T], parts: Sequence[list[int]]) -> list[T]:
     """What `one` gives for each part, in order."""
-    threads = torch.get_num_threads()
+    threads, (lanes, _) = torch.get_num_threads(), lanes_and_tokens(engine.model)
 
     def alone(rows: list[int]) -> T:
         torch.set_num_threads(1)
         return one(rows)
 
     with engine.carrying(edit):
-        running = [_pool(engine.model.compute.threads).submit(alone, rows) for rows in parts]
+        running = [_pool(lanes).submit(alone, rows) for rows in parts]
         try:
             return [part.result() for part in running]
         finally:

@@ -10,18 +10,20 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
+from leadline import attention
 from leadline.cache import cache_folder, whole_file
 from leadline.spec import compute_parts
 
-# Below this many parameters a step is a few milliseconds: float32 on one thread is fastest and most exact.
+# Below this many parameters no product is worth being shared out among threads, and float32 is fastest and most exact.
 TINY_PARAMETERS = 10_000_000
+TINY_THREADS = 4  # of such a model's parts: half of a pass is Python, which runs one thread at a time
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,8 @@ class Compute:
     """How a model is run.
 
     dtype:     "float32" or "bfloat16"
-    attention: "eager" or "sdpa"
-    threads:   torch's intra-op threads
+    attention: "eager", "blockwise" or "sdpa"
+    threads:   that run parts of a batch side by side (`parts`)
     why:       one line for the user
     """
 
@@ -46,16 +48,18 @@ def choose(network: Any, identity: str) -> Compute:
     identity: what the probe is remembered by, beside the machine and torch's version
     """
     if next(network.parameters()).is_cuda:
-        attention = "sdpa" if has_fused_attention(network) else "eager"
-        return Compute("bfloat16", attention, torch.get_num_threads(), f"on a GPU: bfloat16 and {attention} attention")
-    if sum(p.numel() for p in network.parameters()) < TINY_PARAMETERS:
-        return Compute("float32", "eager", 1, "a tiny model: float32 on one thread")
-    machine = f"{identity} {torch.__version__} {platform.node()} {torch.get_num_threads()} {_processor()}"
+        way = "sdpa" if has_fused_attention(network) else "eager"
+        return Compute("bfloat16", way, torch.get_num_threads(), f"on a GPU: bfloat16 and {way} attention")
+    if is_tiny(network):
+        threads = min(TINY_THREADS, torch.get_num_threads())
+        return Compute("float32", "eager", threads, "a tiny model: float32, one thread a part")
+    ways = attentions(network)[1:]  # what else there is is faster than eager, or as fast
+    machine = f"{identity} {torch.__version__} {platform.node()} {torch.get_num_threads()} {_processor()} {ways}"
     path = cache_folder() / "probe" / f"{hashlib.sha256(machine.encode()).hexdigest()[:16]}.json"
     if path.is_file():
         with suppress(ValueError, TypeError):  # damaged, or of another version: measured again
             return Compute(**json.loads(path.read_bytes()))
-    found = _measure(network)
+    found = _measure(network, ways or ("eager",))
     with suppress(OSError):  # where nothing can be kept it is measured again
         path.parent.mkdir(parents=True, exist_ok=True)
         whole_file(path, json.dumps(asdict(found)).encode())
@@ -65,6 +69,16 @@ def choose(network: Any, identity: str) -> Compute:
 def has_fused_attention(network: Any) -> bool:
     """Whether transformers has torch's fused attention (sdpa) for this architecture."""
     return bool(getattr(network, "_supports_sdpa", False))
+
+
+def attentions(network: Any) -> tuple[str, ...]:
+    """The kinds of attention that this network can be run with; eager, first, is the twin of all others."""
+    fused = ("sdpa",) if has_fused_attention(network) else ()
+    return ("eager", *fused, *((attention.NAME,) if attention.fits(network) else ()))
+
+
+def is_tiny(network: Any) -> bool:
+    return bool(sum(p.numel() for p in network.parameters()) < TINY_PARAMETERS)
 
 
 def overridden(found: Compute, asked: str) -> Compute:
@@ -87,22 +101,22 @@ def recorded(provenance: Mapping[str, Any]) -> Compute | None:
         return None
 
 
-def _measure(network: Any) -> Compute:
-    """Two dtypes and one or two kinds of attention, the best of two steps each, on one thread, as `parts` runs them.
+def _measure(network: Any, ways: Sequence[str]) -> Compute:
+    """Two dtypes and some kinds of attention, the best of two steps each, on one thread, as `parts` runs them.
     Leaves the weights rounded to bfloat16: load them again."""
-    threads, attention, dtype = torch.get_num_threads(), network.config._attn_implementation, network.dtype
+    threads, had, dtype = torch.get_num_threads(), network.config._attn_implementation, network.dtype
     seconds: dict[tuple[str, str], float] = {}
     torch.set_num_threads(1)
     try:
         for kind in ("float32", "bfloat16"):
             network.to(getattr(torch, kind))
-            for way in ("sdpa", "eager") if has_fused_attention(network) else ("eager",):
+            for way in ways:
                 network.set_attn_implementation(way)
                 seconds[kind, way] = min(_step_seconds(network) for _ in range(2))
     finally:
         torch.set_num_threads(threads)
         network.to(dtype)
-        network.set_attn_implementation(attention)
+        network.set_attn_implementation(had)
     best = min(seconds, key=lambda pair: seconds[pair])
     listing = ", ".join(f"{kind} {way} {value:.2f}" for (kind, way), value in seconds.items())
     return Compute(best[0], best[1], threads, f"fastest of {len(seconds)} measured (seconds for 4 rows: {listing})")

@@ -35,7 +35,7 @@ COMMON = tuple(family for family in get_args(Family) if family not in (*CONDITIO
 # families whose size is what they take of a model's window
 SIZED_IN_TOKENS = ("soft_prompt", "vocab_mixture", "prefix", "text_prompt", "conditional_soft_prompt")
 SIZELESS = ("prefill", "best_of_n", "null")  # families that are measured with every behaviour that has them, unasked
-COMPUTE = {"dtype": r"float32|bfloat16", "attention": r"eager|sdpa", "threads": r"[1-9]\d*"}
+COMPUTE = {"dtype": r"float32|bfloat16", "attention": r"eager|sdpa|blockwise", "threads": r"[1-9]\d*"}
 
 
 class UserError(Exception):
@@ -91,8 +91,8 @@ class RunSpec(BaseModel):
     draws:       fresh draws of q behind a certified upper bound
     prior_draws: draws of the prior behind the certified lower bound
     scale:       how long the solvers run: ci (seconds, tiny models), default, full
-    compute:     auto (a short measured probe chooses), or any of float32 or bfloat16, eager or sdpa, and a number of
-                 threads, with commas between
+    compute:     auto (a short measured probe chooses), or any of float32 or bfloat16, eager, sdpa or blockwise, and a
+                 number of threads, with commas between
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -150,7 +150,7 @@ def compute_parts(compute: str) -> dict[str, str]:
     for part in () if compute == "auto" else compute.split(","):
         name = next((name for name, form in COMPUTE.items() if re.fullmatch(form, part.strip())), None)
         if name is None or name in found:
-            known = "auto, or float32 or bfloat16, eager or sdpa, and a number of threads, each at most once"
+            known = "auto, or float32 or bfloat16, eager, sdpa or blockwise, and a number of threads, each at most once"
             raise ValueError(f"{known}, not {compute!r}")
         found[name] = part.strip()
     return found

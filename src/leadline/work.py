@@ -343,7 +343,7 @@ def open_work(
 ) -> Iterator[Work]:
     """Opens the run directory of a spec, or continues it. Raises UserError where it belongs to another spec."""
     run, threads = open_run(folder), torch.get_num_threads()
-    torch.set_num_threads(model.compute.threads)
+    torch.set_num_threads(model.threads_of_one_pass)
     try:
         wanted = {"spec": spec.model_dump(mode="json"), "behaviour_spec": behaviour.model_dump(mode="json")}
         stored = run.read_json("spec.json")

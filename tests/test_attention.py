@@ -1,0 +1,116 @@
+"""Attention by blocks of queries against eager attention: costs, gradients and replies, and what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import GptOssConfig, GptOssForCausalLM
+
+from leadline import attention, parts
+from leadline.edits import EmbeddingEdit, KeyValueEdit
+from leadline.engine import Context, Engine
+from leadline.model import FrozenModel
+from models import random_model
+
+FITTING = ("llama", "neox", "mistral", "gpt2")
+SHARED = (7, 8, 9)
+
+
+def contexts() -> list[Context]:
+    """Rows of several lengths, the longest of several blocks."""
+    return [
+        Context((*SHARED, *range(10, 10 + 3 * row)), tuple(range(20, 24 + 2 * row)), (30 + row, 31, 2))
+        for row in range(5)
+    ]
+
+
+def run(model: FrozenModel, kind: str, way: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Costs in nats, and the gradient of their sum in an edit's tensors."""
+    draws = torch.Generator().manual_seed(3)
+    if kind == "embeddings":
+        leaves = [torch.randn(5, 2, 32, generator=draws).requires_grad_()]
+        edit = EmbeddingEdit(leaves[0], (2, 1, 2, 0, 2))
+    else:
+        heads = model.network.config.to_dict().get("num_key_value_heads", 4)
+        leaves = [torch.randn(5, 2, heads, 3, 8, generator=draws).requires_grad_() for _ in range(2)]
+        edit = KeyValueEdit(*leaves)
+    model.network.set_attn_implementation(way)
+    costs = parts.nats(Engine(model, SHARED), contexts(), edit)
+    return costs.detach(), list(torch.autograd.grad(costs.sum(), leaves))
+
+
+@pytest.mark.parametrize("block", [3, 128])
+@pytest.mark.parametrize("kind", ["embeddings", "keys and values"])
+@pytest.mark.parametrize("architecture", FITTING)
+def test_costs_and_gradients_are_those_of_eager_attention(monkeypatch, architecture, kind, block):
+    monkeypatch.setattr(attention, "BLOCK", block)
+    model = random_model(architecture)
+    wanted, wanted_slopes = run(model, kind, "eager")
+    found, slopes = run(model, kind, attention.NAME)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=0)
+    for slope, wanted_slope in zip(slopes, wanted_slopes, strict=True):
+        assert wanted_slope.norm() > 0
+        assert (slope - wanted_slope).norm() <= 1e-5 * wanted_slope.norm()
+
+
+def test_in_bfloat16_it_is_as_far_from_float32_as_eager_attention_is(monkeypatch):
+    monkeypatch.setattr(attention, "BLOCK", 3)
+    model = random_model("llama", torch.bfloat16)
+    exact, (slope,) = run(random_model("llama"), "embeddings", "eager")
+    errors = {}
+    for way in ("eager", attention.NAME):
+        costs, (found,) = run(model, "embeddings", way)
+        errors[way] = ((costs - exact).abs().max() / exact.max(), (found - slope).norm() / slope.norm())
+    for one, twin in zip(errors[attention.NAME], errors["eager"], strict=True):
+        assert one <= 2 * twin
+
+
+def test_replies_are_those_of_eager_attention():
+    model, rows = random_model("mistral"), contexts()
+    edit = EmbeddingEdit(torch.zeros(5, 1, 32), (1,) * 5)
+    found = []
+    for way in ("eager", attention.NAME):
+        model.network.set_attn_implementation(way)
+        found.append(Engine(model, SHARED).generate(rows, edit, 12))
+    assert found[0] == found[1]
+    assert max(map(len, found[0])) > 3
+
+
+@pytest.mark.parametrize("architecture", FITTING)
+def test_it_fits_an_architecture_whose_mask_says_everything(architecture):
+    network = random_model(architecture).network
+    assert attention.fits(network)
+    assert network.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("architecture", ["gemma", "mpt"])
+def test_it_does_not_fit_soft_caps_and_biases(architecture):
+    assert not attention.fits(random_model(architecture).network)
+
+
+def test_it_does_not_fit_sinks():
+    config = GptOssConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, num_local_experts=2, num_experts_per_tok=1, attn_implementation="eager",
+        pad_token_id=0,
+    )  # fmt: skip
+    assert not attention.fits(GptOssForCausalLM(config).eval())
+
+
+def test_nothing_of_the_size_queries_times_keys_is_kept(monkeypatch):
+    """What autograd holds grows with the length, not with its square."""
+    monkeypatch.setattr(attention, "BLOCK", 8)
+    held = {}
+    for length in (64, 128):
+        query, key = torch.randn(1, 4, length, 8, requires_grad=True), torch.randn(1, 2, length, 8)
+        mask = torch.full((1, 1, length, length), float("-inf")).triu(1)
+        sizes: list[int] = []
+
+        def kept(one: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(one.numel())
+            return one
+
+        with torch.autograd.graph.saved_tensors_hooks(kept, lambda one: one):
+            attention.blockwise(torch.nn.Identity(), query, key, key, mask)
+        held[length] = sum(sizes) - mask.numel()
+    assert held[128] == 2 * held[64]
