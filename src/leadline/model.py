@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from leadline import organisms, smollm2
 from leadline.cache import cache_folder, damaged_file
 from leadline.probe import Compute, attentions, choose, is_tiny, overridden
-from leadline.spec import UserError
+from leadline.spec import UserError, compute_parts
 
 HUB_SECONDS = 5.0
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -245,10 +245,10 @@ def load(
     _require_free_embeddings(model)
     if isinstance(compute, str):
         wanted = overridden(choose(model.network, f"{source}@{revision}"), compute)
-        if wanted.attention != "eager" and wanted.attention not in attentions(model.network):
-            how = "Ask for eager."
-            what = f"This model has no {wanted.attention} attention"
-            raise UserError(what, f"--model {name}, --compute {compute}", how)
+        asked = compute_parts(compute).get("attention", "eager")
+        if asked != "eager" and asked not in attentions(model.network):
+            where = f"--model {name}, --compute {compute}"
+            raise UserError(f"This model has no {asked} attention", where, "Ask for eager.")
         model = model.with_compute(wanted)
     return model
 

@@ -23,6 +23,7 @@ from leadline.spec import compute_parts
 
 # Below this many parameters no product is worth being shared out among threads, and float32 is fastest and most exact.
 TINY_PARAMETERS = 10_000_000
+KINDS = ("eager", "sdpa", attention.NAME)  # of attention: the first is the slow twin of the others
 TINY_THREADS = 4  # of such a model's parts: half of a pass is Python, which runs one thread at a time
 
 
@@ -53,13 +54,12 @@ def choose(network: Any, identity: str) -> Compute:
     if is_tiny(network):
         threads = min(TINY_THREADS, torch.get_num_threads())
         return Compute("float32", "eager", threads, "a tiny model: float32, one thread a part")
-    ways = attentions(network)[1:]  # what else there is is faster than eager, or as fast
-    machine = f"{identity} {torch.__version__} {platform.node()} {torch.get_num_threads()} {_processor()} {ways}"
+    machine = f"{identity} {torch.__version__} {platform.node()} {torch.get_num_threads()} {_processor()} {KINDS}"
     path = cache_folder() / "probe" / f"{hashlib.sha256(machine.encode()).hexdigest()[:16]}.json"
     if path.is_file():
         with suppress(ValueError, TypeError):  # damaged, or of another version: measured again
             return Compute(**json.loads(path.read_bytes()))
-    found = _measure(network, ways or ("eager",))
+    found = _measure(network, attentions(network)[1:] or KINDS[:1])  # what else there is is as fast as eager or faster
     with suppress(OSError):  # where nothing can be kept it is measured again
         path.parent.mkdir(parents=True, exist_ok=True)
         whole_file(path, json.dumps(asdict(found)).encode())
@@ -72,9 +72,9 @@ def has_fused_attention(network: Any) -> bool:
 
 
 def attentions(network: Any) -> tuple[str, ...]:
-    """The kinds of attention that this network can be run with; eager, first, is the twin of all others."""
-    fused = ("sdpa",) if has_fused_attention(network) else ()
-    return ("eager", *fused, *((attention.NAME,) if attention.fits(network) else ()))
+    """Those of KINDS that this network can be run with."""
+    has = (True, has_fused_attention(network), attention.fits(network))
+    return tuple(kind for kind, there in zip(KINDS, has, strict=True) if there)
 
 
 def is_tiny(network: Any) -> bool:
