@@ -7,6 +7,7 @@ import torch
 from transformers import GptOssConfig, GptOssForCausalLM
 
 from leadline import attention, parts
+from leadline.curvature import hessian_products
 from leadline.edits import EmbeddingEdit, KeyValueEdit
 from leadline.engine import Context, Engine
 from leadline.model import FrozenModel
@@ -63,6 +64,23 @@ def test_in_bfloat16_it_is_as_far_from_float32_as_eager_attention_is(monkeypatch
         errors[way] = ((costs - exact).abs().max() / exact.max(), (found - slope).norm() / slope.norm())
     for one, twin in zip(errors[attention.NAME], errors["eager"], strict=True):
         assert one <= 2 * twin
+
+
+def test_a_hessian_is_that_of_eager_attention(monkeypatch):
+    monkeypatch.setattr(attention, "BLOCK", 3)
+    model, rows = random_model("llama"), contexts()[2:3]
+    draws = torch.Generator().manual_seed(5)
+    point, vectors = torch.randn(2, 32, generator=draws), torch.randn(3, 2, 32, generator=draws)
+
+    def loss(points: torch.Tensor) -> torch.Tensor:
+        return Engine(model).target_logits(rows * len(points), EmbeddingEdit(points, (2,) * len(points))).nats()
+
+    found = []
+    for way in ("eager", attention.NAME):
+        model.network.set_attn_implementation(way)
+        found.append(hessian_products(loss, point, vectors, 3))
+    assert found[0].norm() > 0
+    assert (found[1] - found[0]).norm() <= 1e-5 * found[0].norm()
 
 
 def test_replies_are_those_of_eager_attention():

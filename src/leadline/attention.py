@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
@@ -44,9 +43,14 @@ class _Blockwise(torch.autograd.Function):
         return found
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, mask = ctx.saved_tensors
+        if torch.is_grad_enabled():  # somebody wants a second derivative, which a Hessian is made of
+            wanted = [place for place, needed in enumerate(ctx.needs_input_grad) if needed]
+            inputs = [ctx.saved_tensors[place] for place in wanted]
+            slopes = torch.autograd.grad(_plain(query, key, value, mask), inputs, slope, create_graph=True)
+            found = dict(zip(wanted, slopes, strict=True))
+            return tuple(found.get(place) for place in range(4))
         rows, heads = query.shape[:2]
         keys, values = key.flatten(0, 1), value.flatten(0, 1)
         of_query = torch.empty_like(query)
@@ -59,6 +63,14 @@ class _Blockwise(torch.autograd.Function):
             of_query[:, :, now] = _by_head(of_score @ keys[:, :seen], rows, heads)
             of_key[:, :seen] += of_score.transpose(1, 2) @ asked
         return of_query, of_key.to(key.dtype).view_as(key), of_value.to(value.dtype).view_as(value), None
+
+
+def _plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """The same by its formula, differentiable as often as one likes."""
+    rows, heads = query.shape[:2]
+    scores = _by_head(_by_group(query, key.shape[1]) @ key.flatten(0, 1).transpose(1, 2), rows, heads)
+    weights = (scores if mask is None else scores + mask[..., : key.shape[2]]).softmax(-1)
+    return _by_head(_by_group(weights, key.shape[1]) @ value.flatten(0, 1), rows, heads).transpose(1, 2)
 
 
 def _blocks(query: Tensor, key: Tensor, mask: Tensor | None) -> Iterator[tuple[slice, int, Tensor, Tensor]]:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from leadline import organisms, smollm2
 from leadline.cache import cache_folder, damaged_file
-from leadline.probe import Compute, attentions, choose, is_tiny, overridden
+from leadline.probe import Compute, attentions, choose, is_tiny, lanes, overridden
 from leadline.spec import UserError, compute_parts
 
 HUB_SECONDS = 5.0
@@ -68,7 +68,7 @@ class FrozenModel:
         """
         called = str(network.config.name_or_path) or type(network).__name__
         compute = Compute(
-            str(network.dtype).removeprefix("torch."), network.config._attn_implementation, torch.get_num_threads(),
+            str(network.dtype).removeprefix("torch."), network.config._attn_implementation, lanes(network),
             "as the model was given",
         )  # fmt: skip
         network.requires_grad_(False)

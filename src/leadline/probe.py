@@ -52,8 +52,7 @@ def choose(network: Any, identity: str) -> Compute:
         way = "sdpa" if has_fused_attention(network) else "eager"
         return Compute("bfloat16", way, torch.get_num_threads(), f"on a GPU: bfloat16 and {way} attention")
     if is_tiny(network):
-        threads = min(TINY_THREADS, torch.get_num_threads())
-        return Compute("float32", "eager", threads, "a tiny model: float32, one thread a part")
+        return Compute("float32", "eager", lanes(network), "a tiny model: float32, one thread a part")
     machine = f"{identity} {torch.__version__} {platform.node()} {torch.get_num_threads()} {_processor()} {KINDS}"
     path = cache_folder() / "probe" / f"{hashlib.sha256(machine.encode()).hexdigest()[:16]}.json"
     if path.is_file():
@@ -75,6 +74,11 @@ def attentions(network: Any) -> tuple[str, ...]:
     """Those of KINDS that this network can be run with."""
     has = (True, has_fused_attention(network), attention.fits(network))
     return tuple(kind for kind, there in zip(KINDS, has, strict=True) if there)
+
+
+def lanes(network: Any) -> int:
+    """Threads that run parts of a batch side by side, of as many as torch has now."""
+    return min(TINY_THREADS, torch.get_num_threads()) if is_tiny(network) else torch.get_num_threads()
 
 
 def is_tiny(network: Any) -> bool:
