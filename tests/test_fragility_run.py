@@ -21,7 +21,6 @@ from leadline.fragility import NOISE_GRID, PASSING
 from leadline.interventions import make
 from leadline.items import from_json
 from leadline.model import load
-from leadline.objective import Objective
 from leadline.priors import Priors
 from leadline.progress import Reporter
 from leadline.records import FRAGILITY, Run, read_arrays, read_record, stored_tasks
@@ -121,10 +120,11 @@ def test_slope_and_curvature_are_those_of_the_whole_hessian(wired):
     soft = make("soft_prompt", 1, Priors(model))
     contexts = from_json(stored_tasks(wired))[0].contexts("test")
     model.network.double()
-    objective = Objective(Engine(model))
+    engine = Engine(model)
 
     def loss(latent: torch.Tensor) -> torch.Tensor:
-        return objective.bits(contexts, soft.edit(latent.expand(len(contexts), 1, DIMS))).mean()
+        change = soft.edit(latent.expand(len(contexts), 1, DIMS))
+        return engine.target_logits(contexts, change).nats().mean() / math.log(2)
 
     hessian = torch.autograd.functional.hessian(loss, z.double()).view(DIMS, DIMS)
     spectrum, told = torch.linalg.eigvalsh(hessian), numbers(found)
