@@ -11,7 +11,6 @@ from torch.nn.functional import scaled_dot_product_attention
 from leadline.curvature import extreme_eigenvalues, hessian_products, trace_samples
 from leadline.edits import EmbeddingEdit
 from leadline.engine import Context, Engine
-from leadline.objective import Objective
 from models import random_model
 
 DIMS = 80
@@ -74,11 +73,12 @@ def test_products_through_a_transformer_are_differences_of_its_gradients(archite
     model = random_model(architecture, torch.float64)
     model.network.set_attn_implementation(attention)
     contexts = [Context((1, 3, 7, 9), (11, 4), (20, 21, 2)), Context((1, 3, 8), (12, 4), (22, 2))]
-    objective = Objective(Engine(model, (1, 3)))
+    engine = Engine(model, (1, 3))
 
     def loss(latents):
         rows = [context for context in contexts for _ in latents]
-        return objective.bits(rows, EmbeddingEdit(latents.repeat(2, 1, 1), (1,) * len(rows))).view(2, -1).mean(0)
+        nats = engine.target_logits(rows, EmbeddingEdit(latents.repeat(2, 1, 1), (1,) * len(rows))).nats()
+        return nats.view(2, -1).mean(0)
 
     def gradient(points):
         leaf = points.requires_grad_()

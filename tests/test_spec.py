@@ -29,7 +29,7 @@ from leadline.spec import (
 FAMILIES = get_args(Family)
 FAMILIES_WANTED = f"'text' is none of {', '.join(FAMILIES)}"
 NO_INTEGER = "Input should be a valid integer, unable to parse string as an integer, not 'x'"
-COMPUTE = "Auto, or float32 or bfloat16, eager or sdpa, and a number of threads, each at most once, not "
+COMPUTE = "Auto, or float32 or bfloat16, eager, sdpa or blockwise, and a number of threads, each at most once, not "
 SCHEMAS = Path(__file__).parents[1] / "docs" / "schema"
 
 
