@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -161,7 +162,8 @@ def test_a_batch_that_does_not_fit_runs_in_parts_one_after_the_other(monkeypatch
     engine, rows, edit = Engine(model, SHARED), contexts(), an_edit(kind, model)
     slow = engine.target_logits(rows, edit).nats()
     wanted = torch.autograd.grad(slow.sum(), edit.tensors, materialize_grads=True)
-    monkeypatch.setattr(parts, "lanes_and_tokens", lambda model: (1, 60))
+    monkeypatch.setattr(parts, "lanes_of", lambda model: 1)
+    monkeypatch.setattr(parts, "most_tokens", lambda *_: 60)
     lengths = parts.tokens_run(engine, rows, edit)
     loads = [sum(lengths[row] for row in part) for part in parts.cut(engine, rows, edit)]
     assert len(loads) == -(-sum(lengths) // 60)
@@ -172,10 +174,24 @@ def test_a_batch_that_does_not_fit_runs_in_parts_one_after_the_other(monkeypatch
         close(mine, theirs)
 
 
-def test_what_a_token_keeps_is_what_a_batch_keeps_by_token():
+@pytest.mark.parametrize(("tokens", "targets"), [(64, 8), (64, 32), (128, 8), (256, 4)])
+def test_what_a_token_keeps_is_what_a_batch_keeps_by_token(tokens, targets):
+    """Longer rows keep more by token where attention keeps its weights, and so do those with more targets."""
     model = random_model("llama")
-    rows = [Context((), (5,) * 56, (6,) * 8)] * 10
+    rows = [Context((), (5,) * (tokens - targets), (6,) * targets)] * 10
     edit = EmbeddingEdit(torch.zeros(10, 1, 32, requires_grad=True), (1,) * 10)
     kept = parts.bytes_kept(Engine(model), rows, edit)
-    assert 0.9 < parts.bytes_of_a_token(model) * 640 / kept < 1.2
-    assert kept > 640 * 4 * 32 * 2  # at the least the input of each block, in float32
+    assert 0.9 < parts.bytes_of_a_token(model, tokens, targets) * 10 * tokens / kept < 1.2
+    assert kept > 10 * tokens * 4 * 32 * 2  # at the least the input of each block, in float32
+
+
+def test_a_part_on_a_gpu_is_what_its_longest_row_leaves_room_for(monkeypatch):
+    """The memory of a GPU is played here, and the device."""
+    model = random_model("llama")
+    monkeypatch.setattr(parts, "_free_bytes", lambda model: 1_000_000)
+    monkeypatch.setattr(FrozenModel, "device", SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(parts, "bytes_of_a_token", lambda model, tokens, targets: 100.0 * tokens + targets)
+    engine, edit = SimpleNamespace(model=model, skipped=lambda edit: 0), SimpleNamespace(lengths=(0, 0))
+    rows = [Context((1,), (5,) * 20, (6,) * 3), Context((1,), (5,) * 50, (6,) * 2)]  # 53 tokens at most: 64; 3: 4
+    assert parts.most_tokens(engine, rows, edit) == int(parts.SHARE * 1_000_000 / (6400 + 4))
+    assert parts.lanes_of(model) == 1

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from transformers import StableLmConfig, StableLmForCausalLM
 
 import leadline
 from commands import FEW
@@ -50,6 +51,16 @@ def test_the_fastest_way_is_taken_and_remembered(measured):
     assert len(measured) == count
     choose(network, "another model")
     assert len(measured) == 2 * count
+
+
+def test_eager_attention_is_measured_where_only_fused_attention_is_beside_it(measured):
+    config = StableLmConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, attn_implementation="eager",
+    )  # fmt: skip
+    found = choose(StableLmForCausalLM(config).eval(), "one")
+    assert {way for _, way in measured} == {"eager", "sdpa"}
+    assert (found.attention, found.dtype) == ("eager", "float32"), "1.0 s for 1.5 and 3.0"
 
 
 @pytest.mark.parametrize("architecture", ["mpt", "gemma"])

@@ -1,12 +1,13 @@
 """Attention by blocks of queries: `blockwise`, one more of the implementations that transformers can be asked for.
 
-Nothing as large as queries x keys outlives a block: the backward pass works the weights out again, as flash attention
-does (Dao et al. 2022, arXiv 2205.14135), but in whole lines, by torch's own products. Keys that no query of a block can
-see are left out, and heads that share their keys are one product with them instead of copies. On processors that is as
-fast as eager attention at some dozen tokens and more than twice as fast at a thousand (benchmarks/README.md).
+No head's and no layer's weights, queries x keys, outlive a block: the backward pass works them out again, as flash
+attention does (Dao et al. 2022, arXiv 2205.14135), but in whole lines, by torch's own products. Keys that no query of a
+block can see are left out, and heads that share their keys are one product with them instead of copies. On processors
+that is as fast as eager attention at some dozen tokens and twice as fast at a thousand (LOG.md).
 
-The slow twin is eager attention, and tests hold the two together. Masks are the eager ones, so that windows and all
-else that a mask can say are kept; what it cannot say (soft caps, sinks, biases) is refused.
+The slow twin is eager attention, and tests hold the two together. Masks are the eager ones, one for all layers that are
+alike, so that windows and all else that a mask can say are kept, as long as no query sees a key behind it. What a mask
+cannot say (soft caps, sinks, biases) is refused.
 """
 
 from __future__ import annotations
@@ -47,14 +48,17 @@ class _Blockwise(torch.autograd.Function):
         query, key, value, mask = ctx.saved_tensors
         if torch.is_grad_enabled():  # somebody wants a second derivative, which a Hessian is made of
             wanted = [place for place, needed in enumerate(ctx.needs_input_grad) if needed]
-            inputs = [ctx.saved_tensors[place] for place in wanted]
-            slopes = torch.autograd.grad(_plain(query, key, value, mask), inputs, slope, create_graph=True)
+            # Names of their own: a key made from the value would else have the value's slope in its own once more.
+            inputs = [tensor.view_as(tensor) for tensor in (query, key, value)]
+            outputs, asked_for = _plain(*inputs, mask), [inputs[place] for place in wanted]
+            slopes = torch.autograd.grad(outputs, asked_for, slope, create_graph=True)
             found = dict(zip(wanted, slopes, strict=True))
             return tuple(found.get(place) for place in range(4))
         rows, heads = query.shape[:2]
         keys, values = key.flatten(0, 1), value.flatten(0, 1)
         of_query = torch.empty_like(query)
-        of_key, of_value = (torch.zeros_like(whole, dtype=torch.float32) for whole in (keys, values))  # blocks add up
+        exact = torch.promote_types(key.dtype, torch.float32)  # blocks add up
+        of_key, of_value = (torch.zeros_like(whole, dtype=exact) for whole in (keys, values))
         for now, seen, asked, weights in _blocks(query, key, mask):
             given = _by_group(slope[:, now].transpose(1, 2), key.shape[1])
             of_value[:, :seen] += weights.transpose(1, 2) @ given
@@ -117,17 +121,20 @@ AttentionMaskInterface.register(NAME, eager_mask)
 
 @torch.no_grad()
 def fits(network: Any) -> bool:
-    """Whether this network, in float32, gives with it the logits that it gives with eager attention."""
+    """Whether this network gives with it, in blocks of few queries, the logits that it gives with eager attention."""
+    global BLOCK
     if not getattr(network, "_supports_attention_backend", False):
         return False
-    had, found = network.config._attn_implementation, []
+    had, block, found = network.config._attn_implementation, BLOCK, []
     tokens = torch.arange(40, device=network.device).view(2, -1) % network.config.get_text_config().vocab_size
     try:
+        BLOCK = 3  # or every key would be seen by some query of the one block
         for kind in ("eager", NAME):
             network.set_attn_implementation(kind)
             found.append(network(input_ids=tokens, use_cache=False).logits.float().log_softmax(-1))
     except (ValueError, RuntimeError):
         return False
     finally:
+        BLOCK = block
         network.set_attn_implementation(had)
     return bool((found[0] - found[1]).abs().max() < 1e-3)

@@ -64,7 +64,7 @@ def cut(engine: Engine, contexts: Sequence[Context], edit: Edit) -> list[list[in
     more tokens than a part should have, rows apart that have more alone."""
     lengths = tokens_run(engine, contexts, edit)
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    lanes, most = lanes_and_tokens(engine.model)
+    lanes, most = lanes_of(engine.model), most_tokens(engine, contexts, edit)
     count = min(len(order), lanes * math.ceil(sum(lengths) / (lanes * most)))
     ends: list[int] = []
     done, goal = 0, sum(lengths) / count
@@ -76,26 +76,37 @@ def cut(engine: Engine, contexts: Sequence[Context], edit: Edit) -> list[list[in
     return [order[start:stop] for start, stop in zip([0, *ends], [*ends, len(order)], strict=True)]
 
 
-def lanes_and_tokens(model: FrozenModel) -> tuple[int, int]:
-    """How many parts run side by side, and how many tokens one should have at most."""
+def lanes_of(model: FrozenModel) -> int:
+    """How many parts run side by side."""
+    return model.compute.threads if model.device.type == "cpu" else 1
+
+
+def most_tokens(engine: Engine, contexts: Sequence[Context], edit: Edit) -> int:
+    """How many tokens a part of these rows should have at most. On a GPU by its memory, and by what rows as long as the
+    longest, with as many targets as any, keep of each token."""
+    model = engine.model
     if model.device.type == "cpu":
-        return model.compute.threads, OF_TINY if is_tiny(model.network) else TOKENS
-    return 1, _tokens_that_fit(model)
+        return OF_TINY if is_tiny(model.network) else TOKENS
+    longest, targets = max(tokens_run(engine, contexts, edit)), max(len(context.target) for context in contexts)
+    # Counted anew for each power of two, not for each length: a longer row keeps more by token, and is counted as one.
+    longest, targets = (1 << (count - 1).bit_length() for count in (longest, targets))
+    longest = min(longest, model.window - 1)
+    return max(1, int(SHARE * _free_bytes(model) / bytes_of_a_token(model, longest, min(targets, longest - 1))))
 
 
 @lru_cache(maxsize=1)
-def _tokens_that_fit(model: FrozenModel) -> int:
-    """On a GPU, by the memory that was free when this model was first asked for gradients."""
+def _free_bytes(model: FrozenModel) -> int:
+    """Of a GPU, when this model was first asked."""
     free, _ = torch.cuda.mem_get_info(model.device)
-    unused = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
-    return max(1, int(SHARE * (free + unused) / bytes_of_a_token(model)))
+    return int(free + torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device))
 
 
-def bytes_of_a_token(model: FrozenModel) -> float:
-    """What a token of a row keeps for the backward pass, as counted on a row of 64, 8 of them targets."""
-    row = Context((), (model.start_token,) * 56, (model.start_token,) * 8)
+@lru_cache(maxsize=4)
+def bytes_of_a_token(model: FrozenModel, tokens: int, targets: int) -> float:
+    """What a row of so many tokens, `targets` of them those of its reply, keeps for the backward pass by token."""
+    row = Context((), (model.start_token,) * max(1, tokens - targets), (model.start_token,) * targets)
     values = torch.zeros(1, 1, model.hidden_size, device=model.device, requires_grad=True)
-    return bytes_kept(Engine(model), [row], EmbeddingEdit(values, (1,))) / 64
+    return bytes_kept(Engine(model), [row], EmbeddingEdit(values, (1,))) / tokens
 
 
 def bytes_kept(engine: Engine, contexts: Sequence[Context], edit: Edit) -> int:
@@ -159,7 +170,7 @@ def _pays(engine: Engine, contexts: Sequence[Context], edit: Edit) -> bool:
 
 def _side_by_side(engine: Engine, edit: Edit, one: Callable[[list[int]], T], parts: Sequence[list[int]]) -> list[T]:
     """What `one` gives for each part, in order."""
-    threads, (lanes, _) = torch.get_num_threads(), lanes_and_tokens(engine.model)
+    threads, lanes = torch.get_num_threads(), lanes_of(engine.model)
 
     def alone(rows: list[int]) -> T:
         torch.set_num_threads(1)

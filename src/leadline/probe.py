@@ -58,7 +58,8 @@ def choose(network: Any, identity: str) -> Compute:
     if path.is_file():
         with suppress(ValueError, TypeError):  # damaged, or of another version: measured again
             return Compute(**json.loads(path.read_bytes()))
-    found = _measure(network, attentions(network)[1:] or KINDS[:1])  # what else there is is as fast as eager or faster
+    ways = attentions(network)
+    found = _measure(network, ways[1:] if attention.NAME in ways else ways)  # that is as fast as eager or faster
     with suppress(OSError):  # where nothing can be kept it is measured again
         path.parent.mkdir(parents=True, exist_ok=True)
         whole_file(path, json.dumps(asdict(found)).encode())
