@@ -29,7 +29,7 @@ help:
 	@echo "Nothing is installed outside .venv; nothing is installed twice."
 
 demo: .venv/.installed weights
-	$(say) 'Measuring how far a reply lies from SmolLM2. 14 to 26 minutes on two cores; Ctrl-C is safe, and the same command continues.'
+	$(say) 'Measuring how far a reply lies from SmolLM2. 14 to 27 minutes on two cores; Ctrl-C is safe, and the same command continues.'
 	@.venv/bin/leadline measure
 
 test: .venv/.development weights lint

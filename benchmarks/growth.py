@@ -2,7 +2,8 @@
 
     python benchmarks/growth.py --out benchmarks/results/growth.json --plot docs/growth.png
 
-The exponent is that of a power law through the larger half of the points (1: twice as much takes twice as long). Rows
+The exponent is that of a power law through the larger half of the points (1: twice as much takes twice as long), and
+beside it that of the last doubling alone. Rows
 are SmolLM2's own job, and one more row is what one more seed, size or control costs. Contexts are random tokens of
 SmolLM2, nothing shared; widths are random Llamas of eight blocks.
 """
@@ -20,6 +21,7 @@ from typing import Any
 
 import altair as alt
 import torch
+from machine import machine
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from leadline import behaviour as behaviours
@@ -72,9 +74,8 @@ def llama(width: int, like: FrozenModel) -> FrozenModel:
 
 
 def exponent(points: Sequence[Point]) -> float:
-    """The slope of log seconds against log x over the larger half of the points, by least squares."""
-    half = points[len(points) // 2 - 1 :]
-    xs, ys = [math.log(point["x"]) for point in half], [math.log(point["seconds"]) for point in half]
+    """The slope of log seconds against log x by least squares."""
+    xs, ys = [math.log(point["x"]) for point in points], [math.log(point["seconds"]) for point in points]
     return statistics.linear_regression(xs, ys).slope
 
 
@@ -88,14 +89,15 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
         "context": ("tokens of context, 4 rows", args.lengths, lambda length: (model, texts(4, length, vocabulary))),
         "width": ("width, 64 rows of 40 tokens", args.widths, lambda width: (llama(width, model), texts(64, 40, 8192))),
     }
-    found: dict[str, Any] = {"model": args.model, "compute": model.compute.why, "torch": torch.__version__}
+    found: dict[str, Any] = {"model": args.model, "compute": model.compute.why, "machine": machine(model)}
     for name, (what, xs, job) in jobs.items():
         points: list[Point] = []
         for x in xs:
             points.append({"x": x, **step(*job(x), args.repeats)})
             print(f"{what}: {x}: {points[-1]['seconds']:.3f} s, "
                   f"{points[-1]['times_the_floor']:.1f} times the floor", flush=True)  # fmt: skip
-        found[name] = {"what": what, "points": points, "exponent": exponent(points)}
+        found[name] = {"what": what, "points": points, "exponent": exponent(points[len(points) // 2 :]),
+                       "exponent_of_the_last_two": exponent(points[-2:])}  # fmt: skip
     first, last = found["rows"]["points"][0], found["rows"]["points"][-1]
     slope = (last["seconds"] - first["seconds"]) / (last["x"] - first["x"])
     found["one_more_row_as_a_share_of_the_first"] = slope / first["seconds"]
@@ -138,7 +140,8 @@ def main() -> None:
     found = measured(args)
     print(f"one more row costs {found['one_more_row_as_a_share_of_the_first']:.2f} of the first")
     for name in ("rows", "context", "width"):
-        print(f"{found[name]['what']}: exponent {found[name]['exponent']:.2f}")
+        print(f"{found[name]['what']}: exponent {found[name]['exponent']:.2f}, "
+              f"of the last two points {found[name]['exponent_of_the_last_two']:.2f}")  # fmt: skip
     if args.out:
         args.out.write_text(json.dumps(found, indent=1) + "\n")
     if args.plot:

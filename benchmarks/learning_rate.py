@@ -1,8 +1,9 @@
 """Which step size and which start each size wants: the evidence behind the rules in `leadline.solvers`.
 
-Every setting and seed of a size is a row of one batch. gradient: rates at the usual start, then starts (their distance
-from the vocabulary's mean, in units of the prior's scale) at the usual rate. variational: rates of q's mean, each from
-the gradient solution of its seed, to one beta; what is minimised there is loss + beta KL, in bits. All is scored on
+Every setting and seed of a size is a row of one batch, and all settings of a seed see the same contexts and draws.
+gradient: rates at the usual start, then starts (their distance from the vocabulary's mean, in units of the prior's
+scale) at the usual rate. variational, to one beta: rates of q's mean, each from the gradient solution of its seed, then
+the usual rate from the solution of each start; what is minimised there is loss + beta KL, in bits. All is scored on
 validation items.
 
     python benchmarks/learning_rate.py --model organism:tiny --sizes 1,4,16 --out learning_rate.json
@@ -50,8 +51,9 @@ def one_size(
     def descend(solvers: Sequence[Solver], starts: Sequence[Parameters]) -> list[Parameters]:
         """The parameters that every solver ends with from its start, a start for each seed."""
         rows = [
-            Row(f"{solver} {place} {seed}", intervention, solver, seed, args.contexts)
-            for place, solver in enumerate(solvers)
+            # named by the seed alone: all settings of a seed see the same contexts and the same draws
+            Row(f"seed {seed}", intervention, solver, seed, args.contexts)
+            for solver in solvers
             for seed in range(args.seeds)
         ]
 
@@ -74,23 +76,27 @@ def one_size(
         return [line | values for line, values in zip(told, found, strict=True)]
 
     rates, usual = [float(rate) for rate in args.rates.split(",")], Gradient(POINT_RATE)
-    settings = [(rate, intervention.first_offset) for rate in rates]
-    settings += [(usual.rate, float(start)) for start in args.starts.split(",")]
-    gradients = [Gradient(rate) for rate, _ in settings]
+    gradient_settings = [(rate, intervention.first_offset) for rate in rates]
+    gradient_settings += [(usual.rate, float(start)) for start in args.starts.split(",")]
+    gradients = [Gradient(rate) for rate, _ in gradient_settings]
     starts = [
         {"mean": usual.start(intervention, seed)["mean"] * (start / intervention.first_offset)}
-        for _, start in settings
+        for _, start in gradient_settings
         for seed in range(args.seeds)
     ]
-    told = [{"solver": "gradient", "rate": rate, "start": start} for rate, start in settings]
-    results = lines(gradients, told, descend(gradients, starts))
+    told = [{"solver": "gradient", "rate": rate, "start": start} for rate, start in gradient_settings]
+    ends = descend(gradients, starts)
+    results = lines(gradients, told, ends)
 
     solutions = descend([usual], [usual.start(intervention, seed) for seed in range(args.seeds)])
     widened = solver_for(args.beta, FIRST_BETA / WIDEN)
     assert isinstance(widened, Variational)
-    gaussians = [Variational(widened.first_beta, args.beta, rate, widened.scale_rate) for rate in rates]
-    told = [{"solver": "variational", "rate": rate, "beta": args.beta} for rate in rates]
-    return [*results, *lines(gaussians, told, descend(gaussians, solutions * len(rates)))]
+    settings = [(rate, intervention.first_offset) for rate in rates]
+    settings += [(widened.rate, start) for _, start in gradient_settings[len(rates) :]]
+    gaussians = [Variational(widened.first_beta, args.beta, rate, widened.scale_rate) for rate, _ in settings]
+    told = [{"solver": "variational", "rate": rate, "start": start, "beta": args.beta} for rate, start in settings]
+    befores = solutions * len(rates) + ends[len(rates) * args.seeds :]  # from what each start came to
+    return [*results, *lines(gaussians, told, descend(gaussians, befores))]
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import peft
 import torch
 import transformers
+from machine import machine
 
 from leadline import behaviour as behaviours
 from leadline import floor
@@ -93,7 +94,7 @@ def _items(job: Job) -> dict[str, Any]:
         for task in tasks
     ]
     Path(job.items).write_text(json.dumps({"source": model.source, "tasks": told}))
-    return {}
+    return {"machine": machine(model)}
 
 
 def _leadline(model: FrozenModel, job: Job, data: dict[str, list[Context]]) -> dict[str, Any]:

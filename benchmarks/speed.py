@@ -2,11 +2,12 @@
 
     python benchmarks/speed.py --out benchmarks/results/speed.json
 
-Three questions, each loop in processes of its own, taken in turns so that a machine that slows down slows all of them:
+Three questions, each loop in processes of its own:
 
-step   seconds of a training step of 16 sequences at the smallest and the largest size, and the most memory held
-run    seconds until a prompt of that size has the held-out loss with which PEFT's run ends
-curve  seconds of a whole curve: all sizes, three restarts of each, and a control with a random text as its target
+step   seconds of a training step of 16 sequences at the smallest and the largest size, and the most memory held; the
+       loops take turns, several times, so that a machine that slows down slows all of them
+run    seconds until a prompt of that size has the held-out loss with which PEFT's run ends; once, without a spread
+curve  seconds of a whole curve: all sizes, three restarts of each, and a control with a random text as its target; once
 
 PEFT runs its documented loop (`get_peft_model` with a `PromptTuningConfig`, padded token ids with labels, AdamW), the
 plain loop the one that papers publish (the prompt's embeddings before the text's, loss.backward(), AdamW on the prompt;
@@ -18,7 +19,8 @@ leadline's curve is run: a row takes no more steps once it has the held-out loss
 ends (for sizes in between: between the two on a line, by logarithms), and a control takes them all. The others' curves
 are **extrapolated**: rows x steps of the run x seconds of a step, both between those of the smallest and the largest
 size, with all steps for a control. Rows of leadline's that do not get there take all their steps and are listed under
-the table.
+the table; its seconds are then "at least", and so are those of a loop whose run did not get there. Beside them stands
+what leadline's curve would take at most: if every row took all of its steps, by the seconds of a step.
 """
 
 from __future__ import annotations
@@ -26,7 +28,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import statistics
 import subprocess
 import sys
@@ -38,7 +39,6 @@ from pathlib import Path
 from typing import Any
 
 import peft
-import torch
 from loops import SEEDS, Job
 
 RATES = (0.03, 0.3)  # that the other loops may choose from, at the smallest size
@@ -83,8 +83,8 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
         steps = args.timed if what == "step" else args.steps
         return Job(loop, what, args.model, args.behaviour, size, steps, args.rows, args.every, items=items, **more)
 
-    ask(job("leadline", "items", ()))
-    found: dict[str, Any] = {" ".join(loop).strip(): {"step": {}, "run": {}} for loop in loops}
+    machine = ask(job("leadline", "items", ()))["machine"]
+    found: dict[str, Any] = {"machine": machine, **{" ".join(loop).strip(): {"step": {}, "run": {}} for loop in loops}}
     for size in ends:  # in turns
         answers: dict[tuple[str, str], list[dict[str, Any]]] = {loop: [] for loop in loops}
         for _ in range(args.repeats):
@@ -117,7 +117,10 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
             run["seconds_to_goal"] = _seconds_to(run["curve"], goals[size])
     found["goals"] = goals
     all_goals = tuple(math.exp(_between(sizes, *(math.log(goals[size]) for size in ends), size)) for size in sizes)
-    found["leadline"]["curve"] = ask(job("leadline", "curve", sizes, goals=all_goals))
+    curve = ask(job("leadline", "curve", sizes, goals=all_goals))
+    curve["at_least"] = not all(row["reached"] for row in curve["rows"] if not row["task"])
+    curve["seconds_with_all_steps"] = all_steps(found["leadline"], sizes, args.steps)
+    found["leadline"]["curve"] = curve
     for loop, dtype in loops[1:]:
         found[f"{loop} {dtype}"]["curve"] = extrapolated(found[f"{loop} {dtype}"], sizes, args.steps, goals)
     return found
@@ -143,12 +146,19 @@ def extrapolated(loop: dict[str, Any], sizes: Sequence[int], steps: int, goals: 
     return {"seconds": SEEDS * (sum(a_row.values()) + control), "extrapolated": True, "at_least": at_least}
 
 
+def all_steps(loop: dict[str, Any], sizes: Sequence[int], steps: int) -> float:
+    """Seconds of a curve in which every row, the control's too, takes all steps, one row after the other."""
+    first, last = (loop["step"][size]["seconds"]["median"] for size in (sizes[0], sizes[-1]))
+    return SEEDS * steps * (first + sum(_between(sizes, first, last, size) for size in sizes))
+
+
 def report(found: dict[str, Any], say: Callable[[str], None] = print) -> None:
     """The table, with ratios to leadline."""
     ours = found["leadline"]
     ends = list(ours["step"])
+    most = ours["curve"]["seconds_with_all_steps"]
     heads = [f"s/step, {size} tokens" for size in ends] + [f"s to {found['goals'][s]:.2g} bits, {s}" for s in ends]
-    say(f"{'loop':<18}" + "".join(f"{head:>34}" for head in [*heads, "s, whole curve", "GB at most"]))
+    say(f"{'loop':<18}" + "".join(f"{head:>40}" for head in [*heads, "s, whole curve", "of all steps", "GB"]))
     for name, loop in found.items():
         if not isinstance(loop, dict) or "step" not in loop:
             continue
@@ -158,8 +168,11 @@ def report(found: dict[str, Any], say: Callable[[str], None] = print) -> None:
         cells = ["not reached" if a is None else f"{a:.3g}" + (f" ({a / b:.2f} x)" if b else "") for a, b in pairs]
         least = "at least " * loop["curve"].get("at_least", False)
         cells[-1] = f"{least}{cells[-1]}" + " extrap." * loop["curve"].get("extrapolated", False)
-        cells += [f"{max(step['peak_gigabytes'] for step in loop['step'].values()):.2f}"]
-        say(f"{name:<18}" + "".join(f"{cell:>34}" for cell in cells))
+        cells += [f"{most:.3g}" if name == "leadline" else f"{least}{loop['curve']['seconds'] / most:.2f} x"]
+        held = [*(step["peak_gigabytes"] for step in loop["step"].values()), loop["curve"].get("peak_gigabytes", 0.0)]
+        cells += [f"{max(held):.2f}"]
+        say(f"{name:<18}" + "".join(f"{cell:>40}" for cell in cells))
+    say("GB: the most held in a step or, leadline's, in its curve, which trains several rows at once")
     for size in ends:
         times = ours["step"][size]["times_the_floor"]
         say(f"leadline, {size} tokens: {times['median']:.2f} times the floor "
@@ -183,8 +196,7 @@ def main() -> None:
     args = parser.parse_args()
     found = measured(args)
     found["arguments"] = {name: str(value) for name, value in vars(args).items()}
-    found["machine"] = {"processor": platform.machine(), "threads": torch.get_num_threads(),
-                        "torch": torch.__version__, "peft": peft.__version__}  # fmt: skip
+    found["machine"]["peft"] = peft.__version__
     report(found)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
