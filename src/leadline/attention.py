@@ -49,9 +49,9 @@ class _Blockwise(torch.autograd.Function):
         if torch.is_grad_enabled():  # somebody wants a second derivative, which a Hessian is made of
             wanted = [place for place, needed in enumerate(ctx.needs_input_grad) if needed]
             # Names of their own: a key made from the value would else have the value's slope in its own once more.
-            inputs = [tensor.view_as(tensor) for tensor in (query, key, value)]
-            outputs, asked_for = _plain(*inputs, mask), [inputs[place] for place in wanted]
-            slopes = torch.autograd.grad(outputs, asked_for, slope, create_graph=True)
+            query, key, value = inputs = tuple(tensor.view_as(tensor) for tensor in (query, key, value))
+            outputs = _plain(query, key, value, mask)
+            slopes = torch.autograd.grad(outputs, [inputs[place] for place in wanted], slope, create_graph=True)
             found = dict(zip(wanted, slopes, strict=True))
             return tuple(found.get(place) for place in range(4))
         rows, heads = query.shape[:2]

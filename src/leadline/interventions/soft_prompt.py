@@ -10,7 +10,9 @@ from leadline.edits import EmbeddingEdit
 from leadline.interventions.base import Intervention
 from leadline.priors import EmbeddingPrior
 
-FIRST_OFFSET = 0.1  # how far a token of a prompt starts from the vocabulary's mean, a token of the prompt (benchmarks)
+# How far a token starts from the vocabulary's mean for each token of the prompt, and at most. From farther out q has
+# more to win back than points gain (docs/decisions.md).
+FIRST_OFFSET, MOST_OFFSET = 0.1, 0.4
 
 
 @final
@@ -24,7 +26,7 @@ class SoftPrompt(Intervention):
         self.shape = (size, len(prior.mean))
         self.prior = prior.name
         # Tokens that start alike get gradients alike, and what they change of the reply adds up: many must start apart.
-        self.first_offset = min(1.0, FIRST_OFFSET * size)
+        self.first_offset = min(MOST_OFFSET, FIRST_OFFSET * size)
         self._prior = prior
 
     def edit(self, latents: Tensor) -> EmbeddingEdit:
