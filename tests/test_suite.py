@@ -65,7 +65,7 @@ def test_a_file_is_a_suite_and_the_fields_of_its_runs(tmp_path):
         ("name: a\nmodels: []\nbehaviours: [refuse/everything]\n", "line 2, field models"),
         ("name: ../a\nmodels: [x]\nbehaviours: [refuse/everything]\n", "line 1, field name"),
         ("name: a\nmodels: [x]\nbehaviours:\n  - refuse/everything\n  - refuse/nothing\n",
-         "Unknown behaviour refuse/nothing ({path}, line 5, field behaviours.1). See `leadline list behaviours`"),
+         "Unknown behaviour refuse/nothing ({path}, line 5, field behaviours.1). Did you mean refuse/everything? See"),
         ("name: a\nmodels: [x]\nbehaviours: [gone.yaml]\n",
          "There is no such file gone.yaml ({path}, line 3, field behaviours.0)"),
         ("name: a\nmodels: [x\n", "Malformed YAML"),

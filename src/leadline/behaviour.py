@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -271,9 +272,11 @@ def load(name: str) -> Behaviour:
         return _from_yaml(resources.files("leadline").joinpath(f"behaviours/{name}.yaml").read_text("utf-8"), name)
     path = Path(name).expanduser()
     if path.suffix not in (".yaml", ".yml", ".jsonl"):
+        near = get_close_matches(name, [*builtin_names(), *GENERATED], 1)
         raise UserError(
             "Unknown behaviour", f"--behaviour {name}",
-            "See `leadline list behaviours`, or give a .yaml or .jsonl file.",
+            f"Did you mean {near[0]}? " * bool(near)
+            + "See `leadline list behaviours`, or give a .yaml or .jsonl file.",
         )  # fmt: skip
     text = read_text(path, "--behaviour")
     return _from_jsonl(text, path) if path.suffix == ".jsonl" else _from_yaml(text, str(path))

@@ -321,8 +321,9 @@ def doctor(*, self_test: Annotated[bool, Parameter(negative=())] = False) -> Non
 
     failed = False
     for check in checks():
-        failed |= not check.ok
-        line = f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.said}"
+        failed |= check.ok is False
+        mark = {True: "ok  ", False: "FAIL", None: "-   "}[check.ok]
+        line = f"{mark} {check.name}: {check.said}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if failed:
         sys.exit(1)

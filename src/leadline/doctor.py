@@ -16,11 +16,15 @@ ROWS, TOKENS = 64, 4  # of the training step that is timed: sequences, and soft 
 
 @dataclass(frozen=True)
 class Check:
-    """One line: what was looked at, whether it is well, and what was found."""
+    """One line: what was looked at, whether it is well (None: there was nothing to look at), and what was found."""
 
     name: str
-    ok: bool
+    ok: bool | None
     said: str
+
+
+class NotThere(Exception):
+    """What a check looks at is not here yet."""
 
 
 def checks() -> Iterator[Check]:
@@ -41,6 +45,8 @@ def checks() -> Iterator[Check]:
 def _run(name: str, look: Callable[[], str]) -> Check:
     try:
         return Check(name, True, look())
+    except NotThere as missing:
+        return Check(name, None, str(missing))
     except Exception as error:  # a doctor reports whatever ails a part and goes on to the next
         return Check(name, False, str(error) or type(error).__name__)
 
@@ -64,7 +70,7 @@ def _smollm2() -> str:
     from leadline import smollm2
 
     if not smollm2.gguf_path().is_file():
-        return "weights not fetched yet; `python -m leadline.smollm2` does it once"
+        raise NotThere("weights not fetched yet; `python -m leadline.smollm2` does it once")
     return f"weights are here and whole ({smollm2.require()})"
 
 
@@ -91,7 +97,7 @@ def _speed() -> str:
     from leadline import smollm2
 
     if not smollm2.gguf_path().is_file():
-        return "looked at once the weights are here"
+        raise NotThere("a training step of smollm2 is timed once its weights are here")
     import torch
 
     from leadline import behaviour, floor

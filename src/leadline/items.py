@@ -270,7 +270,7 @@ def _need(count: int, given: int, behaviour: Behaviour, spec: RunSpec) -> None:
     raise UserError(
         f"Too few items: {said}, and {spec.items} each for test, validation and confirmation with "
         f"{LEAST_TRAIN} for training make {least}", f"behaviour {behaviour.name}",
-        f"Give at least {3 + LEAST_TRAIN} items." if count < 3 + LEAST_TRAIN
+        f"Give {least} items, or at least {3 + LEAST_TRAIN} with --items 1." if count < 3 + LEAST_TRAIN
         else f"Give more items or lower --items to {(count - LEAST_TRAIN) // 3}.",
     )  # fmt: skip
 

@@ -76,7 +76,7 @@ def bound_notes(cells: Iterable[str]) -> list[str]:
     shown = set(cells)
     return [
         "at most, at least: limits, one-sided at 95% or computed; its 95%: where the draws behind the upper bound put "
-        "it, two-sided",
+        "it, two-sided, so that the limit may lie outside of it",
         *(f"{word}: {said}" for word, said in BOUND_NOTES.items() if word in shown),
     ]
 
