@@ -48,6 +48,7 @@ class Job:
     loop:   "leadline", "peft" or "unfrozen";  dtype: of the loops that do not choose one
     what:   "items", "step", "run" or "curve";  sizes: soft tokens, one for a step or a run
     every:  steps between two looks at the held-out loss
+    seed:   of a step's or a run's start
     goals:  of each size, the held-out loss in bits a reply at which leadline is done; none where nothing is asked
     """
 
@@ -61,6 +62,7 @@ class Job:
     every: int = 10
     dtype: str = "float32"
     rate: float = 0.3
+    seed: int = 0
     goals: tuple[float, ...] = ()
     items: str = ""
 
@@ -99,7 +101,7 @@ def _items(job: Job) -> dict[str, Any]:
 
 def _leadline(model: FrozenModel, job: Job, data: dict[str, list[Context]]) -> dict[str, Any]:
     """One soft prompt by leadline's own loop."""
-    line = _row(model, job, job.sizes[0], 0)
+    line = _row(model, job, job.sizes[0], job.seed)
     steps, curves = _trained(model, job, [line], [data], job.goals or (0.0,))
     engine = Engine(model, shared_prefix(data["train"]))
     latents = torch.zeros(job.rows, *line.intervention.shape)
@@ -173,7 +175,7 @@ def _curve(
 
 def _theirs(source: str, job: Job, data: dict[str, list[Context]]) -> dict[str, Any]:
     """One soft prompt by PEFT's documented loop, or by the plain one."""
-    torch.manual_seed(0)
+    torch.manual_seed(job.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, job.dtype)).to(device)
     if job.loop == "peft":

@@ -4,10 +4,11 @@
 
 Three questions, each loop in processes of its own:
 
-step   seconds of a training step of 16 sequences at the smallest and the largest size, and the most memory held; the
-       loops take turns, several times, so that a machine that slows down slows all of them
-run    seconds until a prompt of that size has the held-out loss with which PEFT's run ends; once, without a spread
+step   seconds of a training step of 16 sequences at the smallest and the largest size, and the most memory held
+run    seconds until a prompt of that size has the held-out loss with which PEFT's runs end (their median)
 curve  seconds of a whole curve: all sizes, three restarts of each, and a control with a random text as its target; once
+
+Steps are timed and runs restarted several times, the loops in turns, so that a machine that slows down slows all.
 
 PEFT runs its documented loop (`get_peft_model` with a `PromptTuningConfig`, padded token ids with labels, AdamW), the
 plain loop the one that papers publish (the prompt's embeddings before the text's, loss.backward(), AdamW on the prompt;
@@ -60,6 +61,12 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": middle, "lower_quartile": low, "upper_quartile": high}
 
 
+def middle(values: Sequence[float | None]) -> float | None:
+    """The median, where None is more than any number."""
+    found = statistics.median_high(math.inf if value is None else value for value in values)
+    return None if math.isinf(found) else found
+
+
 def _seconds_to(curve: Sequence[tuple[float, float]], goal: float) -> float | None:
     """Training seconds until the held-out loss is at most `goal`; None where it never was."""
     return next((seconds for seconds, found in curve if found <= goal), None)
@@ -99,22 +106,30 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
                 )
                 found["compute"] = given[0]["compute"]
             found[f"{loop} {dtype}".strip()]["step"][size] = told
+    rates = {}
     for loop, dtype in loops[1:]:
         name, rate = f"{loop} {dtype}", RATES[0]
         for size in ends:
-            rates = RATES if size == ends[0] else (rate,)
-            tried = {r: ask(job(loop, "run", (size,), dtype=dtype, rate=r))["curve"] for r in rates}
+            tries = RATES if size == ends[0] else (rate,)
+            tried = {r: ask(job(loop, "run", (size,), dtype=dtype, rate=r))["curve"] for r in tries}
             rate = min(tried, key=lambda r: tried[r][-1][1])
-            found[name]["run"][size] = {"rate": rate, "curve": tried[rate],
-                                        "tried": {r: curve[-1][1] for r, curve in tried.items()}}  # fmt: skip
-    goals = {size: min(found[f"peft {dtype}"]["run"][size]["curve"][-1][1] for dtype in ("float32", "bfloat16"))
-             for size in ends}  # fmt: skip
-    for size in ends:
-        curve = ask(job("leadline", "run", (size,), goals=(goals[size],)))["curve"]
-        found["leadline"]["run"][size] = {"curve": curve, "seconds_to_goal": _seconds_to(curve, goals[size])}
+            rates[name, size] = rate
+            found[name]["run"][size] = {"rate": rate, "tried": {r: curve[-1][1] for r, curve in tried.items()},
+                                        "curves": [tried[rate]]}  # fmt: skip
+    for seed in range(1, args.restarts):
         for loop, dtype in loops[1:]:
-            run = found[f"{loop} {dtype}"]["run"][size]
-            run["seconds_to_goal"] = _seconds_to(run["curve"], goals[size])
+            name = f"{loop} {dtype}"
+            for size in ends:
+                more = ask(job(loop, "run", (size,), dtype=dtype, rate=rates[name, size], seed=seed))["curve"]
+                found[name]["run"][size]["curves"].append(more)
+    goals = {size: min(statistics.median(curve[-1][1] for curve in found[f"peft {dtype}"]["run"][size]["curves"])
+                       for dtype in ("float32", "bfloat16")) for size in ends}  # fmt: skip
+    for size in ends:
+        asked = [job("leadline", "run", (size,), goals=(goals[size],), seed=seed) for seed in range(args.restarts)]
+        found["leadline"]["run"][size] = {"curves": [ask(one)["curve"] for one in asked]}
+        for name in (" ".join(loop).strip() for loop in loops):
+            run = found[name]["run"][size]
+            run["seconds_to_goal"] = [_seconds_to(curve, goals[size]) for curve in run["curves"]]
     found["goals"] = goals
     all_goals = tuple(math.exp(_between(sizes, *(math.log(goals[size]) for size in ends), size)) for size in sizes)
     curve = ask(job("leadline", "curve", sizes, goals=all_goals))
@@ -132,9 +147,11 @@ def extrapolated(loop: dict[str, Any], sizes: Sequence[int], steps: int, goals: 
     first, last = sizes[0], sizes[-1]
 
     def taken(size: int) -> float:
-        curve = loop["run"][size]["curve"]
-        place = next((place for place, (_, bits) in enumerate(curve, 1) if bits <= goals[size]), len(curve))
-        return steps * place / len(curve)
+        """Steps of a run, the mean of its restarts."""
+        curves = loop["run"][size]["curves"]
+        places = [next((place for place, (_, bits) in enumerate(curve, 1) if bits <= goals[size]), len(curve))
+                  for curve in curves]  # fmt: skip
+        return steps * statistics.mean(places) / len(curves[0])
 
     seconds = {size: loop["step"][size]["seconds"]["median"] for size in (first, last)}
     a_row = {
@@ -142,7 +159,7 @@ def extrapolated(loop: dict[str, Any], sizes: Sequence[int], steps: int, goals: 
         for size in sizes
     }
     control = steps * seconds[first]
-    at_least = any(loop["run"][size]["seconds_to_goal"] is None for size in (first, last))
+    at_least = any(None in loop["run"][size]["seconds_to_goal"] for size in (first, last))
     return {"seconds": SEEDS * (sum(a_row.values()) + control), "extrapolated": True, "at_least": at_least}
 
 
@@ -163,7 +180,7 @@ def report(found: dict[str, Any], say: Callable[[str], None] = print) -> None:
         if not isinstance(loop, dict) or "step" not in loop:
             continue
         pairs = [(loop["step"][s]["seconds"]["median"], ours["step"][s]["seconds"]["median"]) for s in ends]
-        pairs += [(loop["run"][s]["seconds_to_goal"], ours["run"][s]["seconds_to_goal"]) for s in ends]
+        pairs += [(middle(loop["run"][s]["seconds_to_goal"]), middle(ours["run"][s]["seconds_to_goal"])) for s in ends]
         pairs += [(loop["curve"]["seconds"], ours["curve"]["seconds"])]
         cells = ["not reached" if a is None else f"{a:.3g}" + (f" ({a / b:.2f} x)" if b else "") for a, b in pairs]
         least = "at least " * loop["curve"].get("at_least", False)
@@ -172,6 +189,11 @@ def report(found: dict[str, Any], say: Callable[[str], None] = print) -> None:
         held = [*(step["peak_gigabytes"] for step in loop["step"].values()), loop["curve"].get("peak_gigabytes", 0.0)]
         cells += [f"{max(held):.2f}"]
         say(f"{name:<18}" + "".join(f"{cell:>40}" for cell in cells))
+    for name in (name for name, loop in found.items() if isinstance(loop, dict) and "run" in loop):
+        for size, run in found[name]["run"].items():
+            ends_in = ", ".join(f"{curve[-1][1]:.2g}" for curve in run["curves"])
+            times = ", ".join("not reached" if one is None else f"{one:.3g} s" for one in run["seconds_to_goal"])
+            say(f"{name}, {size} tokens, each restart: {times}; last loss {ends_in} bits")
     say("GB: the most held in a step or, leadline's, in its curve, which trains several rows at once")
     for size in ends:
         times = ours["step"][size]["times_the_floor"]
@@ -190,6 +212,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=16, help="sequences of a step")
     parser.add_argument("--steps", type=int, default=60, help="of a run")
     parser.add_argument("--every", type=int, default=10, help="steps between two looks at the held-out loss")
+    parser.add_argument("--restarts", type=int, default=3, help="of every run")
     parser.add_argument("--timed", type=int, default=8, help="steps that are timed, the first two left out")
     parser.add_argument("--repeats", type=int, default=3, help="processes of each loop that are timed")
     parser.add_argument("--out", type=Path)

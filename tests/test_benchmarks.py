@@ -26,18 +26,23 @@ def step(seconds: float) -> dict[str, Any]:
 
 
 def test_a_curve_is_extrapolated_by_its_two_ends(speed):
-    """Sizes 1, 2 and 3, a look every 10 of 30 steps. Size 1 has its goal after 10 steps of 2 s, size 3 never, in 30 of
-    4 s; size 2 between them takes 20 of 3 s; a control takes 30 of 2 s. Three restarts of each."""
-    run = {
-        1: {"curve": [(20, 0.9), (40, 0.5), (60, 0.1)], "seconds_to_goal": 20},
-        3: {"curve": [(40, 0.9), (80, 0.5), (120, 0.1)], "seconds_to_goal": None},
+    """Sizes 1, 2 and 3, a look every 10 of 30 steps. Size 1 has its goal after 10 and after 20 steps of 2 s, 15 by the
+    mean, size 3 never, in 30 of 4 s; size 2 between them takes 22.5 of 3 s; a control takes 30 of 2 s. Three restarts
+    of each."""
+    run: dict[int, dict[str, Any]] = {
+        1: {
+            "curves": [[(20, 0.9), (40, 0.5), (60, 0.1)], [(20, 1.9), (40, 0.5), (60, 0.1)]],
+            "seconds_to_goal": [20, 40],
+        },
+        3: {"curves": [[(40, 0.9), (80, 0.5), (120, 0.1)]], "seconds_to_goal": [None]},
     }
     loop = {"step": {1: step(2.0), 3: step(4.0)}, "run": run}
     found = speed.extrapolated(loop, (1, 2, 3), 30, {1: 1.0, 3: 0.05})
-    assert found == {"seconds": 3 * (10 * 2 + 20 * 3 + 30 * 4 + 30 * 2), "extrapolated": True, "at_least": True}
+    assert found == {"seconds": 3 * (15 * 2 + 22.5 * 3 + 30 * 4 + 30 * 2), "extrapolated": True, "at_least": True}
     assert speed.all_steps(loop, (1, 2, 3), 30) == 3 * 30 * (2 + 3 + 4 + 2)
     assert speed._seconds_to([(1.0, 3.0), (2.0, 1.0), (3.0, 0.5)], 1.0) == 2.0
     assert speed._seconds_to([(1.0, 3.0)], 1.0) is None
+    assert (speed.middle([None, 2.0, 1.0]), speed.middle([None, 2.0, None])) == (2.0, None)
 
 
 def test_growth_has_the_exponent_of_a_power_law(monkeypatch):

@@ -310,13 +310,11 @@ def read_samples(folder: Path, cell: str) -> pl.DataFrame:
 
 
 def differing(stored: dict[str, Any], wanted: dict[str, dict[str, Any]]) -> str:
-    """The first field of spec or behaviour in which a stored run differs from what is wanted, with what it has of a
-    spec; "" for none."""
+    """The first field of spec or behaviour in which a stored run differs, with what a spec has there; "" for none."""
     for part, fields in wanted.items():
         for name, value in fields.items():
-            if stored.get(part, {}).get(name) != value:
-                had = json.dumps(stored.get(part, {}).get(name))
-                return f"{name} ({had}, not {json.dumps(value)})" if part == "spec" else f"behaviour ({name})"
+            if (had := stored.get(part, {}).get(name)) != value:
+                return f"{name} ({had}, not {value})" if part == "spec" else f"behaviour ({name})"
     return ""
 
 
