@@ -90,7 +90,7 @@ def most_tokens(engine: Engine, contexts: Sequence[Context], edit: Edit) -> int:
     longest, targets = max(tokens_run(engine, contexts, edit)), max(len(context.target) for context in contexts)
     # Counted anew for each power of two, not for each length: a longer row keeps more by token, and is counted as one.
     longest, targets = (1 << (count - 1).bit_length() for count in (longest, targets))
-    longest = min(longest, model.window - 1)
+    longest = max(2, min(longest, model.window - 1))
     return max(1, int(SHARE * _free_bytes(model) / bytes_of_a_token(model, longest, min(targets, longest - 1))))
 
 
