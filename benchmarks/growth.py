@@ -3,9 +3,8 @@
     python benchmarks/growth.py --out benchmarks/results/growth.json --plot docs/growth.png
 
 The exponent is that of a power law through the larger half of the points (1: twice as much takes twice as long), and
-beside it that of the last doubling alone. Rows
-are SmolLM2's own job, and one more row is what one more seed, size or control costs. Contexts are random tokens of
-SmolLM2, nothing shared; widths are random Llamas of eight blocks.
+beside it that of the last two points alone. Rows are SmolLM2's own job, and one more row is what one more seed, size or
+control costs. Contexts are random tokens of SmolLM2, nothing shared; widths are random Llamas of eight blocks.
 """
 
 from __future__ import annotations

@@ -58,6 +58,11 @@ def test_an_architecture_without_fused_attention_is_no_hindrance(tmp_path, archi
                 load(where, way)
 
 
+def test_more_threads_than_cores_are_refused():
+    with pytest.raises(UserError, match=r"This machine has \d+ cores \(--model organism:tiny, --compute 999\)"):
+        load("organism:tiny", "999")
+
+
 def test_a_pass_of_a_tiny_model_is_run_on_one_thread_and_loading_it_changes_no_other(folder):
     torch.set_num_threads(3)
     model = load(str(folder))

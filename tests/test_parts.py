@@ -176,13 +176,21 @@ def test_a_batch_that_does_not_fit_runs_in_parts_one_after_the_other(monkeypatch
 
 @pytest.mark.parametrize(("tokens", "targets"), [(64, 8), (64, 32), (128, 8), (256, 4)])
 def test_what_a_token_keeps_is_what_a_batch_keeps_by_token(tokens, targets):
-    """Longer rows keep more by token where attention keeps its weights, and so do those with more targets."""
     model = random_model("llama")
     rows = [Context((), (5,) * (tokens - targets), (6,) * targets)] * 10
     edit = EmbeddingEdit(torch.zeros(10, 1, 32, requires_grad=True), (1,) * 10)
     kept = parts.bytes_kept(Engine(model), rows, edit)
     assert 0.9 < parts.bytes_of_a_token(model, tokens, targets) * 10 * tokens / kept < 1.2
     assert kept > 10 * tokens * 4 * 32 * 2  # at the least the input of each block, in float32
+
+
+def test_a_token_keeps_more_in_a_longer_row_and_in_one_with_more_targets():
+    """Attention keeps its weights by pairs of tokens, the head its logits by target."""
+    model = random_model("llama")
+    short, long = (parts.bytes_of_a_token(model, tokens, 8) for tokens in (64, 256))
+    assert long > 1.5 * short
+    vocabulary = model.network.config.vocab_size
+    assert 64 * (parts.bytes_of_a_token(model, 64, 32) - short) >= 24 * vocabulary * 4  # 24 more lines of logits
 
 
 def test_a_part_on_a_gpu_is_what_its_longest_row_leaves_room_for(monkeypatch):

@@ -10,6 +10,7 @@ import copy
 import errno
 import hashlib
 import json
+import os
 import re
 import threading
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from leadline import organisms, smollm2
 from leadline.cache import cache_folder, damaged_file
-from leadline.probe import Compute, attentions, choose, is_tiny, lanes, overridden
+from leadline.probe import TINY_THREADS, Compute, attentions, choose, is_tiny, lanes, overridden
 from leadline.spec import UserError, compute_parts
 
 HUB_SECONDS = 5.0
@@ -245,10 +246,12 @@ def load(
     _require_free_embeddings(model)
     if isinstance(compute, str):
         wanted = overridden(choose(model.network, f"{source}@{revision}"), compute)
-        asked = compute_parts(compute).get("attention", "eager")
-        if asked != "eager" and asked not in attentions(model.network):
-            where = f"--model {name}, --compute {compute}"
-            raise UserError(f"This model has no {asked} attention", where, "Ask for eager.")
+        asked, where = compute_parts(compute), f"--model {name}, --compute {compute}"
+        kind, cores = asked.get("attention", "eager"), os.cpu_count() or 1
+        if kind != "eager" and kind not in attentions(model.network):
+            raise UserError(f"This model has no {kind} attention", where, "Ask for eager.")
+        if int(asked.get("threads", 1)) > max(cores, TINY_THREADS):
+            raise UserError(f"This machine has {cores} cores", where, "Ask for at most as many threads.")
         model = model.with_compute(wanted)
     return model
 
